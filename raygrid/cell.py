@@ -1,0 +1,221 @@
+"""A cell, one network to train, and its identity.
+
+A cell holds what changes its numbers and nothing else, so its identity needs no list of exclusions: the content hash
+is taken over all of it, except the names by which people call its split. Every random number of the project comes
+from a generator seeded by names (`seed_from`), so there is no random state to save or to restore.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Any
+
+from raygrid.study import COPYING, FROZEN, Frozen, Half, Network, Recipe, Treatment
+
+HASH_LENGTH = 12
+"""hexadecimal digits of a content hash in addresses: 48 bits, collisions improbable below a million cells"""
+
+
+def canonical(value: object) -> str:
+    """The one JSON text of a value: sorted keys, no spaces; refuses what JSON cannot say."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def digest(value: object, length: int = 64) -> str:
+    """Beginning of the sha256 of a value's canonical JSON."""
+    return hashlib.sha256(canonical(value).encode()).hexdigest()[:length]
+
+
+def seed_from(*names: str | int | None) -> int:
+    """A 64-bit seed from names, such as (task, seed, layer, "reinit"): law 3, no hidden randomness."""
+    return int.from_bytes(hashlib.sha256(canonical(names).encode()).digest()[:8], "big")
+
+
+class DatasetFacts(Frozen):
+    """What planning needs to know of a data set, without its pixels."""
+
+    name: str
+    sha256: str
+    """content hash: that of the manifest"""
+    classes: tuple[str, ...]
+    groups: tuple[str | None, ...]
+    """`natural`, `man-made` or null, one a class"""
+    train: tuple[int, ...]
+    """training images, one number a class"""
+    test: tuple[int, ...]
+    image_size: int
+    """side of the square stored images, pixels"""
+
+
+class Task(Frozen):
+    """A set of classes with its images."""
+
+    dataset: str
+    data_sha256: str
+    split: str
+    """name of the split; a label, not identity"""
+    split_seed: int | None
+    half: Half
+    classes: tuple[int, ...]
+    images_per_class: int | None
+    split_classes: int
+    """classes in the whole split; a label, not identity"""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What the task's images depend on."""
+        return {
+            "data_sha256": self.data_sha256,
+            "classes": list(self.classes),
+            "images_per_class": self.images_per_class,
+        }
+
+    @cached_property
+    def id(self) -> str:
+        """Short content hash: two splits that give the same classes give the same task."""
+        return digest(self.identity, HASH_LENGTH)
+
+    @property
+    def label(self) -> str:
+        """`random0/B`"""
+        seed = "" if self.split_seed is None else str(self.split_seed)
+        few = "" if self.images_per_class is None else f"/{self.images_per_class}-a-class"
+        return f"{self.split}{seed}/{self.half}{few}"
+
+    def images(self, facts: DatasetFacts) -> int:
+        """Number of training images."""
+        k = self.images_per_class
+        return sum(facts.train[c] if k is None else min(k, facts.train[c]) for c in self.classes)
+
+    def test_images(self, facts: DatasetFacts) -> int:
+        """Number of test images."""
+        return sum(facts.test[c] for c in self.classes)
+
+
+class Cell(Frozen):
+    """One network to train."""
+
+    network: Network
+    target: Task
+    """what it is trained and tested on"""
+    source: Task | None
+    """where its first n layers were trained; null where they come from no base"""
+    treatment: Treatment
+    n: int
+    """how many layers are copied (or kept random); 0 for base, scratch and base-long"""
+    seed: int
+    """the replicate: a seed has its own bases, and is the seed of the stream"""
+    recipe: Recipe
+    outputs: int
+    """outputs of the head"""
+    image_size: int
+    """side of the stored images, pixels"""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Everything that the cell's numbers depend on."""
+        whole = self.model_dump(mode="json")
+        whole["target"] = self.target.identity
+        whole["source"] = self.source.identity if self.source else None
+        return whole
+
+    @cached_property
+    def hash(self) -> str:
+        """Content hash of the identity."""
+        return digest(self.identity, HASH_LENGTH)
+
+    @cached_property
+    def address(self) -> str:
+        """Where the cell lives in the store: a readable key and the content hash."""
+        network = self.network.name if self.network.width == 1 else f"{self.network.name}-w{self.network.width:g}"
+        return f"{self.target.dataset}/{network}/{self.target.label}/{self.name}/seed{self.seed}-{self.hash}"
+
+    @property
+    def name(self) -> str:
+        """The paper's notation: baseB, B3B, A3B+, R3B."""
+        half = self.target.half
+        half = "All" if half == "all" else half
+        if self.treatment in COPYING:
+            assert self.source is not None
+            first = "All" if self.source.half == "all" else self.source.half
+            return f"{first}{self.n}{half}{'+' if self.treatment.endswith('+') else ''}"
+        return f"R{self.n}{half}" if self.treatment == "random" else f"{self.treatment}{half}"
+
+    @property
+    def title(self) -> str:
+        """Short enough for a legend: `A3B+ random0 s0`."""
+        split = self.target.split if self.target.split_seed is None else f"{self.target.split}{self.target.split_seed}"
+        return f"{self.name} {split} s{self.seed}"
+
+    @property
+    def phase(self) -> str:
+        """`base` or `retrain`; part of the stream, so that BnB does not see its base's crops again (law 4)."""
+        return "base" if self.treatment == "base" else "retrain"
+
+    @property
+    def frozen(self) -> int:
+        """How many layers, counted from the input, do not learn."""
+        return self.n if self.treatment in FROZEN else 0
+
+    @cached_property
+    def base(self) -> Cell | None:
+        """The base whose first n layers this cell copies."""
+        if self.treatment not in COPYING:
+            return None
+        assert self.source is not None
+        return Cell(
+            network=self.network,
+            target=self.source,
+            source=None,
+            treatment="base",
+            n=0,
+            seed=self.seed,
+            recipe=self.recipe,
+            outputs=self.base_outputs,
+            image_size=self.image_size,
+        )
+
+    @property
+    def base_outputs(self) -> int:
+        """Outputs of the base's head: as many as its task has classes, or all of the data set's."""
+        assert self.source is not None
+        return self.outputs if self.recipe.outputs == "dataset" else len(self.source.classes)
+
+    @cached_property
+    def stream(self) -> str:
+        """The ordered, augmented batches that the cell trains on: cells with equal streams can share a cohort."""
+        recipe = self.recipe
+        return digest(
+            {
+                "task": self.target.identity,
+                "seed": self.seed,
+                "phase": self.phase,
+                "image_size": self.image_size,
+                "batch_size": recipe.batch_size,
+                "order": recipe.order,
+                "augmentation": recipe.augmentation.model_dump(mode="json"),
+                "threads": recipe.numerics.threads,
+            },
+            HASH_LENGTH,
+        )
+
+    def steps(self, facts: DatasetFacts) -> int:
+        """Training steps; `base-long` makes twice as many."""
+        return self.recipe.steps(self.target.images(facts)) * (2 if self.treatment == "base-long" else 1)
+
+
+def difference(one: Cell, other: Cell) -> list[tuple[str, Any, Any]]:
+    """Every field in which two cells differ: (dotted key, value in one, value in other)."""
+
+    def leaves(value: object, path: str) -> Iterator[tuple[str, object]]:
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                yield from leaves(inner, f"{path}.{key}" if path else key)
+        else:
+            yield path, value
+
+    left, right = dict(leaves(one.identity, "")), dict(leaves(other.identity, ""))
+    return [(k, left.get(k), right.get(k)) for k in {**left, **right} if left.get(k) != right.get(k)]

@@ -1,0 +1,74 @@
+"""Every error that raygrid raises on purpose.
+
+    RaygridError                 what went wrong, what was found, what to do
+    |-- UserError                bad input, found before anything is trained or paid for: exit code 2
+    |   |-- StudyError           the study file or an override: key, value, allowed values
+    |   |-- DataError            data that is missing, damaged, or not what the study pins
+    |   `-- EnvironmentError_    a cluster, device or tool that the user asked for is not there
+    |-- StoreError               object storage refused, permanently: exit code 3
+    |   |-- IntegrityError       bytes read do not have the sha256 that was written
+    |   `-- AlreadyExists        create-if-absent found the object: not a failure, an answer
+    `-- CellFailed               one cell could not be trained; its mates go on: exit code 1
+
+Exit codes of every command: 0 all is well; 1 the grid ended but some planned cell has no record with status ok;
+2 the user's input is wrong; 3 the store is unusable; 130 interrupted (run the same command again to go on).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class RaygridWarning(UserWarning):
+    """Something the user should know that does not stop the work."""
+
+
+class RaygridError(Exception):
+    """Base of all errors raised on purpose; `str(error)` is one clear message for a person."""
+
+    exit_code = 1
+
+
+class UserError(RaygridError, ValueError):
+    """The input is wrong."""
+
+    exit_code = 2
+
+
+class StudyError(UserError):
+    """The study file, or an override of it, is wrong."""
+
+
+class DataError(UserError):
+    """A data set is missing, damaged, or not the one that was pinned."""
+
+
+class EnvironmentError_(UserError):
+    """Something that the command needs around it (a cluster, a GPU, a program) is not there."""
+
+
+class StoreError(RaygridError):
+    """The object storage failed in a way that trying again does not mend."""
+
+    exit_code = 3
+
+
+class IntegrityError(StoreError):
+    """Bytes in the store are not the bytes that were written there."""
+
+
+class AlreadyExists(StoreError):
+    """Create-if-absent found that the object exists."""
+
+
+class CellFailed(RaygridError):
+    """One cell could not be trained."""
+
+
+def closest(word: object, allowed: Iterable[str]) -> str:
+    """The tail of an error message: ` (did you mean 'selffer'? allowed: ...)`."""
+    names = [str(name) for name in allowed]
+    near = difflib.get_close_matches(str(word), names, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}? " if near and near[0] != word else ""
+    return f" ({hint}allowed: {', '.join(names)})"
