@@ -1,0 +1,325 @@
+"""Object storage, the only truth: a folder, `s3://`, `gs://` or `az://`, behind one small interface.
+
+Writes are atomic (a reader sees the whole object or none), records are created if absent, reads of named content are
+verified by sha256. What object storage lacks, mutual exclusion, is a lease: it only saves work, since correctness
+rests on create-if-absent. Nothing read here is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import obstore
+import psutil
+from obstore import exceptions as failures
+from obstore.store import LocalStore, from_url
+
+from raygrid.errors import AlreadyExists, IntegrityError, StoreError, UserError, closest
+
+SCHEMES = ("file", "s3", "gs", "az", "memory")
+LEASE_DEAD_S = 60.0
+"""a lease whose text has not changed for so long, by the reader's monotonic clock, is dead"""
+LEASE_BEAT_S = 15.0
+RETRIES = {
+    "max_retries": 8,
+    "retry_timeout": timedelta(seconds=90),
+    "backoff": {"init_backoff": timedelta(milliseconds=200), "max_backoff": timedelta(seconds=15), "base": 2.0},
+}
+"""transient failures (5xx, slow-down, resets, time-outs): exponential backoff with jitter, 90 s in all"""
+_TEMPORARY = re.compile(r"#\d+$")
+
+
+def sha256_of(data: bytes | memoryview) -> str:
+    """Hexadecimal sha256."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def safe_path(path: str) -> str:
+    """The path itself, if it stays inside the store. Raises StoreError otherwise."""
+    parts = path.split("/")
+    if not path or any(part in ("", ".", "..") for part in parts) or "\\" in path or "\0" in path:
+        raise StoreError(f"store: {path!r} is not a path inside the store")
+    return path
+
+
+class Store:
+    """Objects by path under one URL. Cheap to make; pickles as its URL."""
+
+    def __init__(self, url: str):
+        self.url = _normal(url)
+        self.is_folder = self.url.startswith("file://")
+        try:
+            if self.is_folder:
+                self.folder = Path(self.url.removeprefix("file://"))
+                self.folder.mkdir(parents=True, exist_ok=True)
+                self._objects: Any = LocalStore(self.folder, automatic_cleanup=False)
+            else:
+                endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+                config = {"endpoint": endpoint} if endpoint and self.url.startswith("s3://") else None
+                options: Any = {"timeout": timedelta(minutes=5), "connect_timeout": timedelta(seconds=10)}
+                if endpoint.startswith("http://"):
+                    options["allow_http"] = True
+                kwargs: dict[str, Any] = {} if self.url.startswith("memory") else {
+                    "config": config, "client_options": options, "retry_config": RETRIES
+                }
+                self._objects = from_url(self.url, **kwargs)
+        except (failures.BaseError, OSError, ValueError) as error:
+            raise StoreError(f"store {self.url}: cannot be opened ({_plain(error)})") from None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Store, (self.url,)
+
+    def __repr__(self) -> str:
+        return f"Store({self.url!r})"
+
+    def uri(self, path: str) -> str:
+        """Full URL of an object."""
+        return f"{self.url.rstrip('/')}/{path}"
+
+    def put(self, path: str, data: bytes) -> None:
+        """Write an object whole, or not at all; what was there is replaced."""
+        self._call(path, lambda: obstore.put(self._objects, safe_path(path), data))
+
+    def create(self, path: str, data: bytes) -> None:
+        """Write an object if there is none of that path; raises AlreadyExists if there is."""
+        self._call(path, lambda: obstore.put(self._objects, safe_path(path), data, mode="create", use_multipart=False))
+
+    def put_file(self, path: str, local: Path) -> None:
+        """Write a file's bytes, in parts where it is large."""
+        self._call(path, lambda: obstore.put(self._objects, safe_path(path), local))
+
+    def get(self, path: str, sha256: str | None = None) -> bytes:
+        """An object's bytes. With `sha256` they are verified, and fetched again twice before IntegrityError is raised.
+
+        Raises FileNotFoundError where there is no such object.
+        """
+        for attempt in range(3):
+            data = self._call(path, lambda: bytes(obstore.get(self._objects, safe_path(path)).bytes()))
+            if sha256 is None or sha256_of(data) == sha256:
+                return data
+            time.sleep(0.2 * attempt)
+        raise IntegrityError(
+            f"store: {self.uri(path)} is damaged: its sha256 is {sha256_of(data)[:16]}..., expected {sha256[:16]}...; "
+            "delete it, and what depends on it is made again"
+        )
+
+    def find(self, path: str) -> bytes | None:
+        """An object's bytes, or None."""
+        try:
+            return self.get(path)
+        except FileNotFoundError:
+            return None
+
+    def find_many(self, paths: Iterable[str]) -> dict[str, bytes]:
+        """Bytes of those objects that exist; many requests at a time."""
+        from concurrent.futures import ThreadPoolExecutor
+
+        wanted = list(paths)
+        with ThreadPoolExecutor(16) as pool:
+            return {p: d for p, d in zip(wanted, pool.map(self.find, wanted), strict=True) if d is not None}
+
+    def get_file(self, path: str, local: Path, sha256: str) -> None:
+        """Fetch an object into a file: streamed, verified, then renamed in one step."""
+        local.parent.mkdir(parents=True, exist_ok=True)
+        for attempt in range(3):
+            handle, name = tempfile.mkstemp(dir=local.parent, prefix=".part-")
+            try:
+                seen = hashlib.sha256()
+                with os.fdopen(handle, "wb") as out:
+                    for chunk in self._call(path, lambda: obstore.get(self._objects, safe_path(path)).stream()):
+                        out.write(chunk)
+                        seen.update(chunk)
+                if seen.hexdigest() == sha256:
+                    Path(name).replace(local)
+                    return
+            except failures.BaseError as error:
+                if attempt == 2:
+                    raise StoreError(f"store: {self.uri(path)} cannot be read ({_plain(error)})") from None
+            finally:
+                Path(name).unlink(missing_ok=True)
+            time.sleep(0.2 * attempt)
+        raise IntegrityError(f"store: {self.uri(path)} is damaged (sha256 differs from {sha256[:16]}...)")
+
+    def exists(self, path: str) -> bool:
+        """Whether there is an object of that path."""
+        try:
+            self._call(path, lambda: obstore.head(self._objects, safe_path(path)))
+        except FileNotFoundError:
+            return False
+        return True
+
+    def delete(self, path: str) -> None:
+        """Remove an object; none is no error."""
+        try:
+            self._call(path, lambda: obstore.delete(self._objects, safe_path(path)))
+        except FileNotFoundError:
+            return
+
+    def list(self, prefix: str = "") -> Iterator[str]:
+        """Paths under a prefix; a few requests however many cells there are."""
+        stream = self._call(prefix, lambda: obstore.list(self._objects, prefix=prefix or None))
+        while True:
+            chunk = self._call(prefix, lambda: next(stream, None))
+            if chunk is None:
+                return
+            for meta in chunk:
+                if not _TEMPORARY.search(meta["path"]):
+                    yield meta["path"]
+
+    def check(self) -> None:
+        """Write, read and remove a small object, so that a store that cannot serve is found before anything is paid
+        for. Raises StoreError."""
+        path = f"check/{socket.gethostname()}-{os.getpid()}"
+        self.put(path, b"raygrid")
+        if self.get(path) != b"raygrid":
+            raise StoreError(f"store {self.url}: what was written could not be read back")
+        self.delete(path)
+
+    def _call(self, path: str, action: Any) -> Any:
+        try:
+            return action()
+        except failures.AlreadyExistsError:
+            raise AlreadyExists(f"store: {self.uri(path)} exists") from None
+        except (failures.NotFoundError, FileNotFoundError):
+            raise FileNotFoundError(self.uri(path)) from None
+        except failures.BaseError as error:
+            raise StoreError(f"store: {self.uri(path)}: {_plain(error)}") from None
+        except OSError as error:
+            raise StoreError(f"store: {self.uri(path)}: {error.strerror or error}") from None
+
+
+def _normal(url: str) -> str:
+    """A folder becomes an absolute `file://` URL; other schemes are checked."""
+    if "://" not in url:
+        return f"file://{Path(url).expanduser().resolve()}"
+    scheme = urlsplit(url).scheme
+    if scheme not in SCHEMES:
+        raise UserError(f"store {url}: unknown scheme {scheme!r}{closest(scheme, ('a folder', *SCHEMES[:-1]))}")
+    if scheme != "file" and (urlsplit(url).username or urlsplit(url).password):
+        raise UserError("store: the URL holds credentials; give them in the environment instead (AWS_ACCESS_KEY_ID, ...)")
+    return url if scheme != "file" else f"file://{Path(url.removeprefix('file://')).resolve()}"
+
+
+def _plain(error: Exception) -> str:
+    """First line of an obstore message, without the debug dump and without query strings (they can be signed)."""
+    text = str(error).split("\n\nDebug source")[0].strip()
+    return re.sub(r"\?[^\s\"')]*", "", " ".join(text.split()))[:300]
+
+
+# --- leases ------------------------------------------------------------------------------------------------------------
+
+
+def host_identity() -> str:
+    """This host, as far as process numbers are concerned: name, boot, and process namespace."""
+    boot, space = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
+    parts = [socket.gethostname()]
+    if boot.exists():
+        parts.append(boot.read_text().strip()[:8])
+    if space.exists():
+        parts.append(str(space.stat().st_ino))
+    return ":".join(parts)
+
+
+class Leases:
+    """The leases that one process holds, kept alive by one thread.
+
+    A lease is an object `{host, pid, started, beat}`. It is dead when its text has not changed for 60 s of the
+    reader's monotonic clock (no clock of two machines is compared), or at once when its owner is a process of this
+    host that no longer exists.
+    """
+
+    def __init__(self, store: Store):
+        self.store = store
+        self._me = {"host": host_identity(), "pid": os.getpid(), "started": psutil.Process().create_time()}
+        self._nonce = os.urandom(6).hex()
+        self._held: set[str] = set()
+        self._seen: dict[str, tuple[bytes, float]] = {}
+        self._beat = 0
+        self._stop = threading.Event()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def take(self, path: str) -> bool:
+        """Try to hold a lease; False while another process holds it alive."""
+        for _ in range(2):
+            try:
+                self.store.create(path, self._text())
+            except AlreadyExists:
+                if not self._dead(path):
+                    return False
+                self.store.delete(path)
+            else:
+                with self._lock:
+                    self._held.add(path)
+                if self._thread is None:
+                    self._thread = threading.Thread(target=self._keep, name="raygrid-leases", daemon=True)
+                    self._thread.start()
+                return True
+        return False
+
+    def release(self, path: str) -> None:
+        """Let go of a lease."""
+        with self._lock:
+            if path not in self._held:
+                return
+            self._held.discard(path)
+            self.store.delete(path)
+
+    def close(self) -> None:
+        """Let go of all."""
+        self._stop.set()
+        for path in list(self._held):
+            try:
+                self.release(path)
+            except StoreError:
+                continue  # it dies by itself
+
+    def _text(self) -> bytes:
+        return json.dumps({**self._me, "nonce": self._nonce, "beat": self._beat}).encode()
+
+    def _dead(self, path: str) -> bool:
+        text = self.store.find(path)
+        if text is None:
+            return True
+        try:
+            owner = json.loads(text)
+            if owner["host"] == self._me["host"] and not _alive(owner["pid"], owner["started"]):
+                return True
+        except (ValueError, KeyError, TypeError):
+            pass  # not a lease of ours: it dies by the clock
+        now = time.monotonic()
+        seen, since = self._seen.get(path, (b"", now))
+        if seen != text:
+            self._seen[path] = (text, now)
+            return False
+        return now - since >= LEASE_DEAD_S
+
+    def _keep(self) -> None:
+        while not self._stop.wait(LEASE_BEAT_S):
+            self._beat += 1
+            with self._lock:
+                for path in self._held:
+                    try:
+                        self.store.put(path, self._text())
+                    except StoreError:
+                        continue  # the next beat tries again
+
+
+def _alive(pid: int, started: float) -> bool:
+    try:
+        process = psutil.Process(pid)
+        return abs(process.create_time() - started) < 2 and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
