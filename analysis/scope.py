@@ -1,0 +1,142 @@
+"""Which cells may stand in one figure: one setting, one population of splits.
+
+A study may hold several settings (recipes, images per class, splits of 10 and of 8 classes). Figures and tables use
+the main one; the others are named, never mixed in. Random splits are samples of one population; the semantic split
+and each explicit list are populations of one split.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from analysis.vocabulary import CURVES, count
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from analysis.results import Results
+
+PARTS = ("network", "dataset", "recipe", "images_per_class")
+
+
+@dataclass(frozen=True)
+class Scope:
+    """Cells that may be averaged and subtracted."""
+
+    frame: pd.DataFrame
+    population: str
+    """`random`, `semantic`, an explicit list's name, `all`; empty for an empty study"""
+
+    @property
+    def splits(self) -> int:
+        """Number of splits."""
+        return int(self.frame["unit"].nunique())
+
+    @property
+    def title(self) -> str:
+        """`4 random splits`, `the semantic split`."""
+        if not self.population:
+            return "no cells"
+        if self.population == "all":
+            return "the whole data set"
+        if self.population == "random":
+            return count(self.splits, "random split")
+        return f"the {self.population} split"
+
+    def has(self, *treatments: str) -> bool:
+        """Whether any of the treatments has a scored cell here."""
+        return bool((self.frame["treatment"].isin(treatments) & self.frame["score"].notna()).any())
+
+
+def main(results: Results) -> Scope:
+    """The scope of Figure 2: the random splits' largest setting, else the largest other split, else the whole set."""
+    frame = results.frame
+    for among in (frame["split"] == "random", ~frame["split"].isin(["random", "all"]), frame["split"] == "all"):
+        if among.any():
+            split = _largest(frame[among], "split")
+            chosen = frame[frame["split"] == split]
+            return Scope(chosen[chosen["setting"] == _largest(chosen, "setting")], split)
+    return Scope(frame, "")
+
+
+def other(results: Results) -> Scope | None:
+    """The scope of the other split (the paper's man-made/natural): `semantic`, else the largest explicit list."""
+    frame = results.frame[~results.frame["split"].isin(["random", "all"])]
+    names = [s for s in frame["split"].unique() if s != main(results).population]
+    if not names:
+        return None
+    frame = frame[frame["split"].isin(names)]
+    split = "semantic" if "semantic" in names else _largest(frame, "split")
+    chosen = frame[frame["split"] == split]
+    return Scope(chosen[chosen["setting"] == _largest(chosen, "setting")], split)
+
+
+def peers(results: Results, scope: Scope) -> Scope | None:
+    """The random splits to hold another split against: of its own setting if there are any, else the main ones."""
+    frame = results.frame[results.frame["split"] == "random"]
+    if frame.empty or scope.frame.empty:
+        return None
+    own = frame[frame["setting"] == scope.frame["setting"].iloc[0]]
+    own = own if own["treatment"].isin(["transfer", "transfer+"]).any() else own.iloc[:0]
+    return Scope(own, "random") if len(own) else main(results)
+
+
+def equal_terms(scope: Scope, against: Scope) -> bool:
+    """Same setting, and the same number of classes in every task."""
+    both = [*scope.frame["classes"].unique(), *against.frame["classes"].unique()]
+    return len(set(both)) == 1 and both[0] == both[0] and _setting(scope) == _setting(against)
+
+
+def whole(results: Results) -> Scope | None:
+    """Cells whose task is the whole data set, in the main setting (random filters and their reference)."""
+    frame = results.frame[results.frame["split"] == "all"]
+    if frame.empty:
+        return None
+    here = main(results).frame
+    same = frame
+    if len(here):
+        first = here[list(PARTS)].iloc[0]
+        for part in PARTS:
+            same = same[(same[part] == first[part]) | (same[part].isna() & (first[part] != first[part]))]
+    return Scope(same if len(same) else frame[frame["setting"] == _largest(frame, "setting")], "all")
+
+
+def random_filters(results: Results) -> list[Scope]:
+    """The scopes that hold random, untrained filters: the main splits, the other split, the whole set."""
+    scopes = [main(results), other(results), whole(results)]
+    return [s for s in scopes if s is not None and s.has("random")]
+
+
+def left_out(results: Results) -> list[str]:
+    """Settings whose cells stand in no main figure, one line each."""
+    frame = results.frame
+    used = set(main(results).frame["cell"])
+    found = other(results)
+    for scope in (found, peers(results, found) if found else None, whole(results)):
+        used |= set(scope.frame["cell"]) if scope else set()
+    rest = frame[~frame["cell"].isin(used)]
+    lines = []
+    for key, cells in rest.groupby(["split", *PARTS[:3], "split_classes"], dropna=False, sort=True):
+        said = [
+            f"{name} {v:g}" if isinstance(v, float) else f"{name} {v}"
+            for name, v in zip(("split", "network", "data set", "recipe", "classes in split"), key, strict=True)
+            if v is not None and v == v
+        ]
+        images = sorted(int(i) for i in cells["images_per_class"].dropna().unique())
+        if images:
+            said.append(f"images per class {', '.join(map(str, images))}")
+        lines.append(f"{count(len(cells), 'cell')} of {', '.join(said)}")
+    return lines
+
+
+def _setting(scope: Scope) -> str:
+    return str(scope.frame["setting"].iloc[0]) if len(scope.frame) else ""
+
+
+def _largest(frame: pd.DataFrame, column: str) -> str:
+    """The value with most cells of Figure 2; ties go to most cells, then to the first in the alphabet."""
+    curves = frame["treatment"].isin(CURVES)
+    sizes = frame.assign(curves=curves).groupby(column)["curves"].agg(["sum", "size"]).reset_index()
+    sizes = sizes.sort_values(["sum", "size", column], ascending=[False, False, True])
+    return str(sizes[column].iloc[0])
