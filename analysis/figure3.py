@@ -59,7 +59,9 @@ def curves(results: Results) -> list[Curve]:
     other = scopes.other(results)
     here = scopes.peers(results, other) if other else scopes.main(results)
     found = []
-    if (here is not None and here.population == "random") or (here is not None and here.population not in ("", "all") and other is None):
+    if (here is not None and here.population == "random") or (
+        here is not None and here.population not in ("", "all") and other is None
+    ):
         found.append(_curve(here, "transfer", _label(here), "transfer"))
     if other is not None:
         found.append(_curve(other, "transfer", _label(other), "semantic"))

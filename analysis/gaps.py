@@ -49,12 +49,18 @@ def find(results: Results) -> Gaps:
         )
     odd = frame["status"].eq("ok") & scoreless
     if odd.any():
-        lines.append(f"{count(int(odd.sum()), 'cell')} with status ok but without {results.score}: {_where(frame[odd])}.")
-    failed = frame["frozen_verified"].map(lambda v: v is not None and v == v and not bool(v)) if (
-        "frozen_verified" in frame.columns
-    ) else frame["score"].isna() & False
+        lines.append(
+            f"{count(int(odd.sum()), 'cell')} with status ok but without {results.score}: {_where(frame[odd])}."
+        )
+    failed = (
+        frame["frozen_verified"].map(lambda v: v is not None and v == v and not bool(v))
+        if ("frozen_verified" in frame.columns)
+        else frame["score"].isna() & False
+    )
     if failed.any():
-        lines.append(f"{count(int(failed.sum()), 'cell')} whose frozen layers MOVED, so not what they claim: {_where(frame[failed])}.")
+        lines.append(
+            f"{count(int(failed.sum()), 'cell')} whose frozen layers MOVED, so not what they claim: {_where(frame[failed])}."
+        )
     lines += unbalanced(scopes.main(results))
     lines += [f"Not in the figures, because of another setting: {line}." for line in scopes.left_out(results)]
     return Gaps(
@@ -83,7 +89,7 @@ def unbalanced(scope: Scope) -> list[str]:
         sizes = sorted(set(short.values()))
         of = f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
         where = "" if treatment in WITHOUT_N else f" at n = {span(list(short))}"
-        lines.append(f"{SHORT[treatment]} covers {of} of {{len(everything)} pairs of task and seed{where}.")
+        lines.append(f"{SHORT[treatment]} covers {of} of {len(everything)} pairs of task and seed{where}.")
     return lines
 
 
