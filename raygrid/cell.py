@@ -136,8 +136,7 @@ class Cell(Frozen):
     @property
     def name(self) -> str:
         """The paper's notation: baseB, B3B, A3B+, R3B."""
-        half = self.target.half
-        half = "All" if half == "all" else half
+        half = "All" if self.target.half == "all" else self.target.half
         if self.treatment in COPYING:
             assert self.source is not None
             first = "All" if self.source.half == "all" else self.source.half

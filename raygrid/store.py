@@ -35,7 +35,11 @@ LEASE_BEAT_S = 15.0
 RETRIES = {
     "max_retries": 8,
     "retry_timeout": timedelta(seconds=90),
-    "backoff": {"init_backoff": timedelta(milliseconds=200), "max_backoff": timedelta(seconds=15), "base": 2.0},
+    "backoff": {
+        "init_backoff": timedelta(milliseconds=200),
+        "max_backoff": timedelta(seconds=15),
+        "base": 2.0,
+    },
 }
 """transient failures (5xx, slow-down, resets, time-outs): exponential backoff with jitter, 90 s in all"""
 _TEMPORARY = re.compile(r"#\d+$")
@@ -71,9 +75,11 @@ class Store:
                 options: Any = {"timeout": timedelta(minutes=5), "connect_timeout": timedelta(seconds=10)}
                 if endpoint.startswith("http://"):
                     options["allow_http"] = True
-                kwargs: dict[str, Any] = {} if self.url.startswith("memory") else {
-                    "config": config, "client_options": options, "retry_config": RETRIES
-                }
+                kwargs: dict[str, Any] = (
+                    {}
+                    if self.url.startswith("memory")
+                    else {"config": config, "client_options": options, "retry_config": RETRIES}
+                )
                 self._objects = from_url(self.url, **kwargs)
         except (failures.BaseError, OSError, ValueError) as error:
             raise StoreError(f"store {self.url}: cannot be opened ({_plain(error)})") from None
@@ -94,7 +100,10 @@ class Store:
 
     def create(self, path: str, data: bytes) -> None:
         """Write an object if there is none of that path; raises AlreadyExists if there is."""
-        self._call(path, lambda: obstore.put(self._objects, safe_path(path), data, mode="create", use_multipart=False))
+        self._call(
+            path,
+            lambda: obstore.put(self._objects, safe_path(path), data, mode="create", use_multipart=False),
+        )
 
     def put_file(self, path: str, local: Path) -> None:
         """Write a file's bytes, in parts where it is large."""
@@ -111,7 +120,7 @@ class Store:
                 return data
             time.sleep(0.2 * attempt)
         raise IntegrityError(
-            f"store: {self.uri(path)} is damaged: its sha256 is {sha256_of(data)[:16]}..., expected {sha256[:16]}...; "
+            f"store: {self.uri(path)} is damaged: its sha256 is {sha256_of(data)[:16]}..., expected {(sha256 or '')[:16]}...; "
             "delete it, and what depends on it is made again"
         )
 
@@ -208,7 +217,9 @@ def _normal(url: str) -> str:
     if scheme not in SCHEMES:
         raise UserError(f"store {url}: unknown scheme {scheme!r}{closest(scheme, ('a folder', *SCHEMES[:-1]))}")
     if scheme != "file" and (urlsplit(url).username or urlsplit(url).password):
-        raise UserError("store: the URL holds credentials; give them in the environment instead (AWS_ACCESS_KEY_ID, ...)")
+        raise UserError(
+            "store: the URL holds credentials; give them in the environment instead (AWS_ACCESS_KEY_ID, ...)"
+        )
     return url if scheme != "file" else f"file://{Path(url.removeprefix('file://')).resolve()}"
 
 

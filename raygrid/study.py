@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
-from raygrid.architectures import ARCHITECTURES, layers
+from raygrid.architectures import layers
 from raygrid.errors import StudyError, closest
 
 TREATMENTS = ("base", "scratch", "selffer", "selffer+", "transfer", "transfer+", "random", "base-long")
@@ -453,7 +453,9 @@ def _explain(error: ValidationError, block_paths: Sequence[str]) -> str:
     findings = error.errors(include_url=False)
     for item in findings:
         where = list(item["loc"])
-        inner = [other for other in findings if len(other["loc"]) > len(where) and list(other["loc"][: len(where)]) == where]
+        inner = [
+            other for other in findings if len(other["loc"]) > len(where) and list(other["loc"][: len(where)]) == where
+        ]
         if item["type"] == "too_short" and inner:
             continue  # the list is short because its items are wrong
         text = ""
@@ -463,9 +465,13 @@ def _explain(error: ValidationError, block_paths: Sequence[str]) -> str:
         for index, part in enumerate(where):
             if isinstance(part, int):
                 text += f"[{part}]"
-            elif "tuple[" in part or "literal[" in part or "function-" in part or "constrained" in part:
-                continue
-            elif part in ("random", "semantic", "explicit", "all") and index and isinstance(where[index - 1], int):
+            elif (
+                "tuple[" in part
+                or "literal[" in part
+                or "function-" in part
+                or "constrained" in part
+                or (part in ("random", "semantic", "explicit", "all") and index and isinstance(where[index - 1], int))
+            ):
                 continue
             else:
                 text += f".{part}" if text else part

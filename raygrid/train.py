@@ -1,0 +1,588 @@
+"""Training: a cohort on its stream, with PyTorch alone.
+
+The loop takes any number of cells of one stream and steps them side by side; one cell is a special case. Each cell has
+its own weights above the cut, optimiser, progress and record. A trunk (frozen layers of one origin) runs forward once
+for all cells that stand on it, and never backward. No operation of a cell depends on which mates it has, so a cell
+trained alone, in any cohort, or resumed anywhere ends in the same bytes (law 2).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from raygrid import checkpoint, provenance
+from raygrid.cell import Cell, DatasetFacts, digest
+from raygrid.data.arrays import Arrays, open_arrays, statistics
+from raygrid.data.stream import Batch, Noise, Stream, TestSet
+from raygrid.errors import CellFailed, IntegrityError, RaygridError, StoreError
+from raygrid.networks import Normalization, StagedNetwork, inputs
+from raygrid.optimize import Optimizer, learning_rate
+from raygrid.record import (
+    Evaluation,
+    Record,
+    Result,
+    Status,
+    checkpoint_path,
+    find_record,
+    lease_path,
+    progress_path,
+    write_record,
+)
+from raygrid.store import Leases, Store
+from raygrid.transplant import assemble, freeze, frozen_fingerprint
+
+logger = logging.getLogger(__name__)
+
+FINITE_EVERY = 50
+"""steps between looks at the losses; a look waits for the device"""
+PROGRESS_S = 20.0
+"""least seconds between two savings of progress; never more than a twentieth of the time goes into saving"""
+CHANCE = 0.99
+"""a mean training loss of the last tenth at or above this fraction of the loss of guessing counts as diverged"""
+
+
+class Log(Protocol):
+    """Where the training function reports: the one handle to the outside."""
+
+    def __call__(self, cell: Cell, step: int, metrics: dict[str, float]) -> None: ...
+
+
+class Interrupted(RaygridError):
+    """Asked to stop; progress has been saved."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What a cohort needs around it; changes no number."""
+
+    store: Store
+    facts: DatasetFacts
+    device: torch.device = torch.device("cpu")
+    cache: Path | None = None
+    log: Log = lambda cell, step, metrics: None
+    stop: Callable[[], bool] = lambda: False
+
+
+@dataclass(eq=False)
+class Member:
+    """A cell in training."""
+
+    cell: Cell
+    network: StagedNetwork
+    trunk: Trunk | None
+    optimizer: Optimizer
+    total: int
+    images: int
+    losses: Tensor
+    """float32 [total], on the device"""
+    frozen_before: str | None
+    step: int = 0
+    history: list[Evaluation] = field(default_factory=list)
+    seconds: float = 0.0
+    resumed_at: int = 0
+    stopped: str | None = None
+    """why training ended early, and at which step (not finite)"""
+
+    @property
+    def tests(self) -> list[int]:
+        """Steps after which the network is tested; the last is the last step."""
+        count = min(self.cell.recipe.evaluations, self.total)
+        return sorted({round(self.total * (i + 1) / count) for i in range(count)})
+
+    @property
+    def finished(self) -> bool:
+        return self.stopped is not None or self.step >= self.total
+
+
+@dataclass(eq=False)
+class Trunk:
+    """Frozen layers of one origin, each once, whatever number of members stands on them."""
+
+    input: Normalization
+    stages: dict[int, nn.Module] = field(default_factory=dict)
+
+    def taps(self, x: Tensor, wanted: Iterable[int], noise: Noise | None) -> dict[int, Tensor]:
+        """Outputs of the layers wanted, from one forward without gradients."""
+        cuts = set(wanted)
+        found = {}
+        with torch.no_grad():
+            for number in range(1, max(cuts) + 1):
+                x = self.stages[number](x, noise)
+                if number in cuts:
+                    found[number] = x
+        return found
+
+
+def train_cohort(cells: Sequence[Cell], bench: Bench) -> dict[str, str]:
+    """Train cells of one stream until each has a record; returns address -> `ok`, `diverged`, or `failed: why`.
+
+    Cells that have a record are left alone; cells whose lease another worker holds are waited for, and taken over if
+    it dies. Raises Interrupted when `bench.stop` says so, StoreError when the store refuses for good.
+    """
+    streams = {cell.stream for cell in cells}
+    assert len(streams) == 1, f"cells of {len(streams)} streams in one cohort"
+    torch.set_num_threads(cells[0].recipe.numerics.threads)
+    outcomes: dict[str, str] = {}
+    leases = Leases(bench.store)
+    try:
+        while True:
+            pending = [cell for cell in cells if cell.address not in outcomes]
+            if not pending:
+                return outcomes
+            mine = []
+            for cell in pending:
+                taken = leases.take(lease_path(cell))
+                record = find_record(bench.store, cell)
+                if record is not None:
+                    outcomes[cell.address] = record.result.status
+                    _tidy(cell, bench.store)
+                    leases.release(lease_path(cell))
+                elif taken:
+                    mine.append(cell)
+            if mine:
+                outcomes |= _Loop(bench, leases).train(mine)
+            elif len(outcomes) < len(cells):
+                if bench.stop():
+                    raise Interrupted("stopped while waiting for another launch")
+                time.sleep(1.0)
+    finally:
+        leases.close()
+
+
+def _tidy(cell: Cell, store: Store) -> None:
+    """Progress of a finished cell is of no use."""
+    store.delete(progress_path(cell))
+
+
+class _Loop:
+    """One run over the steps of a stream."""
+
+    def __init__(self, bench: Bench, leases: Leases):
+        self.bench, self.leases = bench, leases
+        self.outcomes: dict[str, str] = {}
+        self.arrays: Arrays | None = None
+        self.trunks: dict[str, Trunk] = {}
+        self.stepping: Member | None = None
+        """whose weights are being changed right now: if that fails, they are not to be saved"""
+
+    def train(self, cells: Sequence[Cell]) -> dict[str, str]:
+        """Train all; where the device's memory is too small, the cohort runs as two halves, one after the other."""
+        members: list[Member] = []
+        try:
+            for cell in cells:
+                with self._guard(cell):
+                    members.append(self._member(cell))
+            if members:
+                self._run(members, Stream(self._arrays(cells[0]).train, members[0].cell))
+        except MemoryError as error:
+            unfinished = [cell for cell in cells if cell.address not in self.outcomes]
+            if len(unfinished) < 2:
+                for cell in unfinished:
+                    self._fail(cell, f"out of memory on {self.bench.device} ({_first_line(error)})")
+                return self.outcomes
+            left = {cell.address for cell in unfinished}
+            self._save(m for m in members if m.cell.address in left and not m.finished and m is not self.stepping)
+            logger.warning("out of memory with %d cells side by side; going on with two halves", len(unfinished))
+            del members
+            self.trunks.clear()
+            if self.bench.device.type == "cuda":
+                torch.cuda.empty_cache()
+            middle = len(unfinished) // 2
+            for half in (unfinished[:middle], unfinished[middle:]):
+                self.outcomes |= _Loop(self.bench, self.leases).train(half)
+        return self.outcomes
+
+    # --- making members ---------------------------------------------------------------------------------------------
+
+    def _arrays(self, cell: Cell) -> Arrays:
+        if self.arrays is None:
+            self.arrays = open_arrays(self.bench.store, cell.target.data_sha256, self.bench.cache)
+        return self.arrays
+
+    def _member(self, cell: Cell) -> Member:
+        bench, arrays = self.bench, self._arrays(cell)
+        base = self._base(cell)
+
+        def target_statistics() -> tuple[np.ndarray, np.ndarray]:
+            kind = cell.recipe.normalization
+            rows = arrays.train.rows(cell.target.classes, cell.target.images_per_class)
+            found = statistics(arrays.train, rows, kind, key=f"{cell.target.id}-{kind}", cache=bench.cache)
+            return found["mean"], found.get("std", np.ones(3))
+
+        network = assemble(cell, base, target_statistics).to(bench.device)
+        trunk = None
+        before = None
+        if cell.frozen:
+            before = frozen_fingerprint(network, cell.frozen)
+            trunk = self._trunk(cell, network)
+        trained = [
+            p for number in range(cell.frozen + 1, network.depth + 1) for p in network.stage(number).parameters()
+        ]
+        images = cell.target.images(bench.facts)
+        total = cell.steps(bench.facts)
+        member = Member(
+            cell=cell,
+            network=network,
+            trunk=trunk,
+            optimizer=Optimizer(trained, cell.recipe),
+            total=total,
+            images=images,
+            losses=torch.zeros(total, device=bench.device),
+            frozen_before=before,
+        )
+        self._resume(member)
+        return member
+
+    def _base(self, cell: Cell) -> dict[str, Tensor] | None:
+        """The base's tensors, fetched through the store (a node keeps a verified copy)."""
+        if cell.base is None:
+            return None
+        record = find_record(self.bench.store, cell.base)
+        if record is None or record.result.checkpoint is None or record.result.checkpoint_sha256 is None:
+            raise CellFailed(f"{cell.address}: its base {cell.base.address} has no checkpoint")
+        where, sha256 = record.result.checkpoint, record.result.checkpoint_sha256
+        return checkpoint.fetch(self.bench.store, where, sha256, self.bench.cache)
+
+    def _trunk(self, cell: Cell, network: StagedNetwork) -> Trunk:
+        """Let a frozen cell stand on the trunk of its origin."""
+        name = f"random-{cell.seed}" if cell.base is None else cell.base.address
+        origin = digest([name, cell.network.model_dump(), cell.recipe.numerics.model_dump()])
+        trunk = self.trunks.setdefault(origin, Trunk(network.input))
+        network.input = trunk.input
+        for number in range(1, cell.frozen + 1):
+            network.stages[str(number)] = trunk.stages.setdefault(number, network.stage(number))
+        return trunk
+
+    # --- progress ---------------------------------------------------------------------------------------------------
+
+    def _resume(self, member: Member) -> None:
+        data = self.bench.store.find(progress_path(member.cell))
+        if data is None:
+            return
+        try:
+            checkpoint.restore(data, member)
+        except IntegrityError as error:
+            logger.warning("%s: progress is of no use, starting again (%s)", member.cell.title, error)
+        member.resumed_at = member.step
+
+    def _save(self, members: Iterable[Member]) -> None:
+        for member in members:
+            self.bench.store.put(progress_path(member.cell), checkpoint.pack(member))
+
+    # --- the loop ---------------------------------------------------------------------------------------------------
+
+    def _run(self, members: list[Member], stream: Stream) -> None:
+        bench = self.bench
+        tests = TestSet(self._arrays(members[0].cell).test, members[0].cell)
+        saved = time.monotonic()
+        cost = 0.0
+        fetch = _Fetch(stream, bench.device)
+        seen = time.monotonic()
+        images = 0
+        while active := [m for m in members if not m.finished]:
+            begun = time.perf_counter()
+            step = min(m.step for m in active)
+            now = [m for m in active if m.step == step]
+            self._step(now, fetch(step), Noise(stream.names, step))
+            now = [m for m in now if m.cell.address not in self.outcomes]
+            if step % FINITE_EVERY == FINITE_EVERY - 1:
+                self._look(now)
+            due = [m for m in now if m.step in m.tests or m.finished]
+            if due:
+                self._look(due)
+                self._test([m for m in due if m.stopped is None], tests)
+            images += len(now) * stream.batch_size
+            spent = time.perf_counter() - begun
+            for member in now:
+                member.seconds += spent / len(now)
+            if due:
+                speed = images / max(time.monotonic() - seen, 1e-9)
+                self._report(due, speed)
+                for member in due:
+                    if member.finished:
+                        with self._guard(member.cell):
+                            self._finish(member, len(members))
+                seen, images = time.monotonic(), 0
+            members[:] = [m for m in members if m.cell.address not in self.outcomes]
+            stop = bench.stop()
+            if stop or time.monotonic() - saved > max(PROGRESS_S, 20 * cost):
+                before = time.monotonic()
+                self._save(m for m in members if not m.finished)
+                saved = time.monotonic()
+                cost = saved - before
+            if stop:
+                raise Interrupted(f"stopped after step {step + 1}; progress is saved")
+
+    def _step(self, members: list[Member], batch: tuple[Tensor, Tensor, Tensor, Tensor], noise: Noise) -> None:
+        """One training step of every member on the same batch."""
+        _, labels, *_ = batch
+        rises = _Rises(members, batch, noise)
+        for member in list(members):
+            with self._guard(member.cell):
+                self.stepping = member
+                with _autocast(member):
+                    logits = rises(member)
+                loss = functional.cross_entropy(logits.float(), labels)
+                member.optimizer.zero_grad()
+                loss.backward()
+                member.losses[member.step] = loss.detach()
+                member.optimizer.step(learning_rate(member.cell.recipe, member.step, member.total))
+                member.step += 1
+            self.stepping = None
+
+    def _look(self, members: Iterable[Member]) -> None:
+        """Stop members whose loss is not finite; the step of the first such loss is what counts."""
+        for member in members:
+            bad = ~torch.isfinite(member.losses[: member.step])
+            if member.stopped is None and bool(bad.any()):
+                first = int(bad.nonzero()[0])
+                member.stopped = f"the training loss was not finite at step {first + 1}"
+                member.step = first
+
+    def _test(self, members: list[Member], tests: TestSet) -> None:
+        """Test members on the target's test images; the last test uses all of them."""
+        for whole in (False, True):
+            group = [m for m in members if (m.step >= m.total) == whole]
+            if group:
+                scores = self._scores(group, tests, whole)
+                for member, score in zip(group, scores, strict=True):
+                    member.history.append(self._evaluation(member, score))
+
+    def _scores(self, members: list[Member], tests: TestSet, whole: bool) -> list[dict[str, float]]:
+        for member in members:
+            member.network.eval()
+        totals = [dict.fromkeys(("images", "top1", "top5", "loss"), 0.0) for _ in members]
+        with torch.no_grad():
+            for batch in tests.batches(whole):
+                tensors = inputs(batch, self.bench.device)
+                labels = tensors[1]
+                rises = _Rises(members, tensors, None)
+                for member, total in zip(members, totals, strict=True):
+                    with _autocast(member):
+                        logits = rises(member)
+                    logits = logits.float()
+                    best = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+                    total["images"] += len(labels)
+                    total["top1"] += float(best[:, 0].sum())
+                    total["top5"] += float(best.sum())
+                    total["loss"] += float(functional.cross_entropy(logits, labels, reduction="sum").double())
+        for member in members:
+            freeze(member.network, member.cell.frozen)
+        return totals
+
+    def _evaluation(self, member: Member, total: dict[str, float]) -> Evaluation:
+        since = member.history[-1].step if member.history else 0
+        train_loss = float(member.losses[since : member.step].double().mean())
+        loss = total["loss"] / total["images"]
+        return Evaluation(
+            step=member.step,
+            epoch=member.step * member.cell.recipe.batch_size / member.images,
+            images=int(total["images"]),
+            train_loss=train_loss if np.isfinite(train_loss) else None,
+            top1=total["top1"] / total["images"],
+            top5=total["top5"] / total["images"] if len(member.cell.target.classes) >= 10 else None,
+            loss=loss if np.isfinite(loss) else None,
+            lr=learning_rate(member.cell.recipe, member.step - 1, member.total),
+        )
+
+    def _report(self, members: Iterable[Member], speed: float) -> None:
+        for member in members:
+            if member.stopped is None and member.history:
+                last = member.history[-1]
+                self.bench.log(member.cell, last.step, {**metrics(last), "perf/images_per_s": speed})
+
+    # --- the end of a member ----------------------------------------------------------------------------------------
+
+    def _finish(self, member: Member, cohort: int) -> None:
+        """Write checkpoint and record, in this order; what another worker recorded first stands."""
+        cell, store = member.cell, self.bench.store
+        status, reason = verdict(member)
+        where = sha256 = None
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in member.network.state_dict().items()}
+        finite = member.stopped is None and all(bool(torch.isfinite(t).all()) for t in tensors.values())
+        if finite:
+            data, sha256 = checkpoint.encode(tensors, {"cell": cell.hash, "step": member.step})
+            where = checkpoint_path(cell, sha256)
+            store.put(where, data)
+        verified = None
+        if member.frozen_before is not None:
+            verified = frozen_fingerprint(member.network, cell.frozen) == member.frozen_before
+        record = Record(
+            cell=cell,
+            result=result(member, status, reason, verified, where, sha256),
+            provenance=provenance.now(member.seconds, self.bench.device, member.resumed_at, cohort),
+        )
+        if not write_record(store, record):
+            standing = find_record(store, cell)
+            if where is not None and standing is not None and standing.result.checkpoint != where:
+                store.delete(where)
+        _tidy(cell, store)
+        self.leases.release(lease_path(cell))
+        self.outcomes[cell.address] = status
+
+    def _fail(self, cell: Cell, why: str) -> None:
+        self.outcomes[cell.address] = f"failed: {why}"
+        self.leases.release(lease_path(cell))
+
+    @contextlib.contextmanager
+    def _guard(self, cell: Cell) -> Iterator[None]:
+        """A cell that fails leaves the loop, its mates go on. Memory, the store and a stop concern all of them."""
+        try:
+            yield
+        except (StoreError, Interrupted, MemoryError) as error:
+            if isinstance(error, IntegrityError):
+                self._fail(cell, str(error))
+            else:
+                raise
+        except Exception as error:
+            if _is_out_of_memory(error):
+                raise MemoryError(_first_line(error)) from error
+            logger.exception("%s failed", cell.title)
+            self._fail(cell, f"{type(error).__name__}: {_first_line(error)}")
+
+
+class _Rises:
+    """Logits of members on one batch; normalised inputs and trunk outputs are made once for all who need them."""
+
+    def __init__(self, members: Sequence[Member], batch: tuple[Tensor, Tensor, Tensor, Tensor], noise: Noise | None):
+        self.x, _, self.offsets, self.flips = batch
+        self.noise = noise
+        self._inputs: dict[bytes, Tensor] = {}
+        self._taps: dict[int, dict[int, Tensor]] = {}
+        for trunk in {id(m.trunk): m.trunk for m in members if m.trunk is not None}.values():
+            standing = [m for m in members if m.trunk is trunk]
+            with _autocast(standing[0]):
+                cuts = [m.cell.frozen for m in standing]
+                self._taps[id(trunk)] = trunk.taps(self._input(standing[0]), cuts, noise)
+
+    def __call__(self, member: Member) -> Tensor:
+        network, n = member.network, member.cell.frozen
+        start = self._taps[id(member.trunk)][n] if member.trunk is not None else self._input(member)
+        return network.run(start, n, network.depth, self.noise)
+
+    def _input(self, member: Member) -> Tensor:
+        normalization = member.network.input
+        contiguous = member.cell.recipe.numerics.memory_format == "contiguous"
+        key = normalization.key + (b"c" if contiguous else b"")
+        if key not in self._inputs:
+            x = normalization(self.x, self.offsets, self.flips)
+            self._inputs[key] = x.contiguous() if contiguous else x
+        return self._inputs[key]
+
+
+class _Fetch:
+    """Batches as tensors; on an accelerator the next one is made while the device works."""
+
+    def __init__(self, stream: Stream, device: torch.device):
+        self.stream, self.device = stream, device
+        self.pool = ThreadPoolExecutor(1) if device.type == "cuda" else None
+        self.ahead: dict[int, Future[Batch]] = {}
+
+    def __call__(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        if self.pool is None:
+            return inputs(self.stream.batch(step), self.device)
+        batch = self.ahead.pop(step, None) or self.pool.submit(self.stream.batch, step)
+        self.ahead = {step + 1: self.pool.submit(self.stream.batch, step + 1)}
+        return inputs(batch.result(), self.device)
+
+
+def _autocast(member: Member) -> contextlib.AbstractContextManager[object]:
+    kind = member.cell.recipe.numerics.autocast
+    return torch.autocast(member.losses.device.type, torch.bfloat16) if kind == "bfloat16" else contextlib.nullcontext()
+
+
+def metrics(last: Evaluation) -> dict[str, float]:
+    """An evaluation as metrics; values that do not exist are left out."""
+    named = {
+        "train/loss": last.train_loss,
+        "test/top1": last.top1,
+        "test/top5": last.top5,
+        "test/loss": last.loss,
+    }
+    return {name: value for name, value in named.items() if value is not None}
+
+
+def verdict(member: Member) -> tuple[Status, str | None]:
+    """`ok`, or `diverged` with the reason: loss not finite, or still that of guessing over the last tenth."""
+    if member.stopped is not None:
+        return "diverged", member.stopped
+    last = float(member.losses[member.total - max(1, member.total // 10) : member.total].double().mean())
+    guesses = (math.log(member.cell.outputs), math.log(len(member.cell.target.classes)))
+    guess = min(guesses, key=lambda value: abs(value - last))
+    if last >= CHANCE * guess:
+        return (
+            "diverged",
+            f"the training loss of the last tenth was {last:.4f}, no better than guessing ({guess:.4f})",
+        )
+    return "ok", None
+
+
+def result(
+    member: Member,
+    status: Status,
+    reason: str | None,
+    verified: bool | None,
+    where: str | None,
+    sha256: str | None,
+) -> Result:
+    """The deterministic part of a cell's record."""
+    tops = sorted((e.top1 for e in member.history), reverse=True)
+    last = member.history[-1] if member.history and member.stopped is None else None
+    return Result(
+        status=status,
+        steps=member.step,
+        images_seen=member.step * member.cell.recipe.batch_size,
+        top1_last=last.top1 if last else None,
+        top1_best=tops[0] if tops else None,
+        top1_mean10=sum(tops[:10]) / 10 if len(tops) >= 10 else None,
+        top5_last=last.top5 if last else None,
+        loss_last=last.loss if last else None,
+        frozen_verified=verified,
+        checkpoint=where,
+        checkpoint_sha256=sha256,
+        history=tuple(member.history),
+        reason=reason,
+    )
+
+
+def block(cell: Cell, why: str, store: Store) -> None:
+    """Record that a cell cannot be trained because its base has no usable weights."""
+    nothing = Result(
+        status="blocked",
+        steps=0,
+        images_seen=0,
+        top1_last=None,
+        top1_best=None,
+        top1_mean10=None,
+        top5_last=None,
+        loss_last=None,
+        frozen_verified=None,
+        checkpoint=None,
+        checkpoint_sha256=None,
+        reason=why,
+    )
+    write_record(store, Record(cell=cell, result=nothing, provenance=provenance.now(0.0, torch.device("cpu"), 0, 0)))
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    text = str(error).lower()
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
