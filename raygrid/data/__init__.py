@@ -1,0 +1,13 @@
+"""Images as memory-mapped uint8 arrays, named by the hash of their content.
+
+    manifest.py     what a data set holds; its content hash does not depend on how it was cut in files
+    shards.py       arrays to `.npy` bytes and digests
+    cache.py        the node's cache: whole or absent, verified once
+    arrays.py       Images, Arrays; publish to the store, open from it; statistics of a task
+    known.py        data sets that raygrid knows by name: facts pinned, pixels fetched when wanted
+    bundled.py, cifar10.py, ilsvrc2012.py     those data sets
+    decode.py, sources.py, making.py          ingest: image file to pixels, folder to list, list to shards
+    stream.py       ordered, augmented batches
+
+numpy, pydantic, Pillow; never Ray. Nothing is unpickled from a store or a cache.
+"""
