@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 OFFSETS = {"selffer": -0.25, "selffer+": -0.09, "transfer": 0.09, "transfer+": 0.27, "scratch": 0.16, "base-long": 0.32}
+DODGE = {"selffer": -0.05, "selffer+": -0.02, "transfer": 0.02, "transfer+": 0.05}
+"""whiskers stand side by side; lines and markers at n itself"""
 PAPER_POINTS = (0.52, 0.66)
 PAPER_LINES = (0.54, 0.655)
 VISIBLE = 0.005
@@ -47,7 +49,7 @@ def lines_of(scope: Scope, treatment: str) -> dict[int, Estimate]:
     """Means of one treatment by n, in fractions; empty where it has no score."""
     own = scope.frame[(scope.frame["treatment"] == treatment) & scope.frame["score"].notna()]
     own = own.assign(value=own["score"], diverged=own["status"] == "diverged")
-    return {int(n): estimate(at) for n, at in own.groupby("n")}
+    return {int(str(n)): estimate(at) for n, at in own.groupby("n")}
 
 
 def reason_against(scope: Scope) -> str:
@@ -66,10 +68,10 @@ def draw(scope: Scope, depth: int, published: Scope | None = None) -> Figure:
     return fig
 
 
-def _frame_fits(scope: Scope, found: Mapping[str, Mapping[int, Estimate]]) -> bool:
+def _frame_fits(scope: Scope, depth: int, found: Mapping[str, Mapping[int, Estimate]]) -> bool:
     """Whether the paper's own axis limits show everything."""
     scores = scope.frame.loc[scope.frame["treatment"].isin(list(found)), "score"].dropna()
-    return bool(len(scores)) and bool(scores.between(*PAPER_POINTS).all())
+    return depth == 8 and bool(scores.between(*PAPER_POINTS).all()) and bool(scores.max() - scores.min() > 0.04)
 
 
 def _points(ax: Axes, scope: Scope, depth: int, found: Mapping[str, Mapping[int, Estimate]]) -> None:
@@ -85,7 +87,7 @@ def _points(ax: Axes, scope: Scope, depth: int, found: Mapping[str, Mapping[int,
         )
     _x_axis(ax, depth)
     values = frame.loc[frame["treatment"].isin(shown), "score"]
-    ax.set_ylim(*(PAPER_POINTS if _frame_fits(scope, found) else style.limits(list(values))))
+    ax.set_ylim(*(PAPER_POINTS if _frame_fits(scope, depth, found) else style.limits(list(values))))
     ax.set_ylabel("Top-1 accuracy (higher is better)")
     from matplotlib.legend_handler import HandlerTuple
 
@@ -110,7 +112,7 @@ def _lines(
     if base:
         ax.plot([-0.2, depth - 1], [base.mean] * 2, color="black", lw=2, ls=style.MARKS["base"].line, zorder=2)
     for treatment, means in curves.items():
-        style.curve(ax, treatment, {n: e for n, e in means.items()}, scale=1.0, markers=False)
+        style.curve(ax, treatment, {n: e for n, e in means.items()}, scale=1.0, markers=False, dodge=DODGE[treatment])
         own = {n: e for n, e in found[treatment].items()}
         dead = [e.diverged > 0 for e in own.values()]
         style.points(ax, treatment, list(own), [e.mean for e in own.values()], dead, scale=0.6)
@@ -121,18 +123,17 @@ def _lines(
             style.curve(ax, treatment, {at: only}, scale=1.0, markers=False)
             style.points(ax, treatment, [at], [only.mean], [only.diverged > 0])
     _x_axis(ax, depth)
-    if published:
-        _overlay(ax, found, published)
-    paper = _frame_fits(scope, found) and depth == 8
+    theirs = _overlay(ax, found, published, depth) if published else []
+    paper = _frame_fits(scope, depth, found) and published is None
     if paper:
         ax.set_ylim(*PAPER_LINES)
     else:
         spread = [v for means in found.values() for e in means.values() for v in (e.interval or (e.mean,))]
-        ax.set_ylim(*style.limits(spread, margin=0.1))
+        ax.set_ylim(*style.limits(spread + theirs, margin=0.1))
     ax.set_ylabel("Top-1 accuracy (higher is better)")
     ax.set_xlabel(X_LABEL)
     _explain(ax, scope, curves, base, paper)
-    ends = [(max(m), m[max(m)].mean, SHORT[t], "black") for t, m in curves.items() if m]
+    ends = [(float(max(m)), m[max(m)].mean, SHORT[t], "black") for t, m in curves.items() if m]
     ends += [(float(depth - 1), base.mean, "baseB", "black")] if base else []
     style.end_labels(ax, [(max(e[0] for e in ends), *e[1:]) for e in ends])
     rows = [(SHORT[t], found[t]) for t in (*WITHOUT_N, *CURVES) if t in found]
@@ -146,6 +147,8 @@ def _caption(ax: Axes, scope: Scope, found: Mapping[str, Mapping[int, Estimate]]
     text = f"Means over {scope.title}; whiskers: 95 % Student-t interval of the mean, from 3 units up."
     if conditional:
         text += " Where only one split counts, units are seeds: conditional on this split."
+    if any(len(style.joined(m)) < len(m) for m in found.values()):
+        text += "\nn that fewer splits cover stand alone, off the line."
     tasks = {t: max(e.tasks for e in m.values()) for t, m in found.items()}
     if len(set(tasks.values())) > 1:
         text += "\nTreatments cover different tasks ("
@@ -162,7 +165,7 @@ def _from_base(means: Mapping[int, Estimate], base: Estimate | None) -> dict[int
 
 def _bare(base: Estimate) -> Estimate:
     """The start of a line repeats the base's mean without its interval."""
-    return Estimate((base.mean,), ("base",), base.kind, base.conditional, base.tasks, base.cells)
+    return Estimate((base.mean,), ("start",), base.kind, base.conditional, base.tasks, base.cells)
 
 
 def _shade(ax: Axes, curves: Mapping[str, Mapping[int, Estimate]], base: Estimate | None) -> None:
@@ -170,7 +173,7 @@ def _shade(ax: Axes, curves: Mapping[str, Mapping[int, Estimate]], base: Estimat
         xs = sorted(set(upper) & set(lower))
         ax.fill_between(xs, [lower[x] for x in xs], [upper[x] for x in xs], color=color, lw=0, zorder=1)
 
-    means = {t: {n: e.mean for n, e in m.items()} for t, m in curves.items()}
+    means = {t: {n: e.mean for n, e in style.joined(m).items()} for t, m in curves.items()}
     if base and "transfer+" in means:
         fill(means["transfer+"], dict.fromkeys(means["transfer+"], base.mean), "#ffeeee")
     if base and "selffer" in means:
@@ -180,7 +183,10 @@ def _shade(ax: Axes, curves: Mapping[str, Mapping[int, Estimate]], base: Estimat
 
 
 def shown_explanations(scope: Scope) -> dict[int, int]:
-    """Which of the paper's explanations hold here by more than 0.5 points, and the n at which each is largest."""
+    """Which of the paper's explanations hold here, and the n at which each is largest.
+
+    A paired mean of at least 0.5 points; where there are 3 units, its interval must also exclude zero.
+    """
     parts = {
         2: {"reference": 1.0, "selffer": -1.0},
         4: {"selffer": 1.0, "transfer": -1.0},
@@ -191,9 +197,10 @@ def shown_explanations(scope: Scope) -> dict[int, int]:
         found = contrast(scope.frame, weights)
         if not found.identified:
             continue
-        sizes = {int(n): found.at([int(n)]).mean for n in found.rows["n"].unique()}
-        best = max(sizes, key=lambda n: sizes[n])
-        if sizes[best] >= VISIBLE:
+        sizes = style.joined({int(n): found.at([int(n)]) for n in found.rows["n"].unique()})
+        best = max(sizes, key=lambda n: sizes[n].mean)
+        surely = sizes[best].interval
+        if sizes[best].mean >= VISIBLE and (surely is None or surely[0] > 0):
             shown[number] = best
     recovery = contrast(scope.frame, {"selffer+": 1.0, "selffer": -1.0})
     if 2 in shown and recovery.identified and recovery.at([shown[2]]).units and recovery.at([shown[2]]).mean >= VISIBLE:
@@ -237,19 +244,24 @@ def _explain(
 
 
 def _overlay(
-    ax: Axes, found: Mapping[str, Mapping[int, Estimate]], published: Mapping[str, Mapping[int, Estimate]]
-) -> None:
-    """The published lines, moved so that their base lies on this study's."""
+    ax: Axes,
+    found: Mapping[str, Mapping[int, Estimate]],
+    published: Mapping[str, Mapping[int, Estimate]],
+    depth: int,
+) -> list[float]:
+    """The published lines, moved so that their base lies on this study's; gives what it drew."""
+    drawn: list[float] = []
     theirs, ours = published.get("base", {}).get(0), found.get("base", {}).get(0)
     move = ours.mean - theirs.mean if ours and theirs else 0.0
-    right = ax.get_xlim()[1]
     for i, treatment in enumerate(t for t in CURVES if t in published):
         means = {**({0: theirs} if theirs else {}), **published[treatment]}
-        xs = [n for n in means if n <= right]
+        xs = [n for n in means if n < depth]
         label = f"published, moved by {100 * move:+.1f} points to this base" if i == 0 else None
         ys = [means[n].mean + move for n in xs]
         ax.plot(xs, ys, color=style.MARKS[treatment].color, lw=1.2, ls=":", marker=".", ms=5, zorder=2.2, label=label)
+        drawn += ys
     ax.legend(loc="upper right", fontsize=12)
+    return drawn
 
 
 def _x_axis(ax: Axes, depth: int) -> None:

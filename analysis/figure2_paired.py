@@ -45,8 +45,8 @@ def reason_against(scope: Scope) -> str:
 def draw(scope: Scope, depth: int, published: Scope | None = None) -> Figure:
     """One panel for each reference that the study has."""
     panels = {a: found for a in ("scratch", "base") if (found := differences(scope, a))}
-    fig = style.figure(15, 8 * len(panels) + 1.2)
-    grid = fig.add_gridspec(len(panels), 1, hspace=0.38)
+    fig = style.figure(15, 9 * len(panels) + 1.2)
+    grid = fig.add_gridspec(len(panels), 1, hspace=0.46)
     theirs = differences(published, "base") if published else None
     for i, (against, found) in enumerate(panels.items()):
         _panel(fig.add_subplot(grid[i]), scope, depth, against, found, theirs)
@@ -82,10 +82,10 @@ def _panel(
             spread += values + [100 * v for v in estimate.interval or ()]
         style.curve(ax, treatment, means, shift=shift)
     if published:
-        for i, (treatment, means) in enumerate(published.items()):
-            xs = [n for n in means if n < depth]
+        for i, (treatment, theirs) in enumerate(published.items()):
+            xs = [n for n in theirs if n < depth]
             label = "published (minus own base)" if i == 0 else None
-            ys = [100 * means[n].mean for n in xs]
+            ys = [100 * theirs[n].mean for n in xs]
             ax.plot(
                 xs, ys, color=style.MARKS[treatment].color, lw=1.2, ls=":", marker=".", ms=5, label=label, zorder=1.9
             )
@@ -96,10 +96,8 @@ def _panel(
     ax.set_ylim(*style.limits(spread, margin=0.08, least=1.0))
     ax.set_ylabel(f"Difference to {'own ' if against == 'base' else ''}{SHORT[against]}\n(percentage points)")
     ax.set_xlabel("Layer n at which network is chopped and retrained")
-    ends = [(m and max(m), m[max(m)].mean * 100, SHORT[t], "black") for t, m in found.items()]
-    style.end_labels(
-        ax, [*[(float(x), y, s, c) for x, y, s, c in ends], (float(depth - 1), 0.0, SHORT[against], "#555555")]
-    )
+    ends = [(float(max(m)), m[max(m)].mean * 100, SHORT[t], "black") for t, m in found.items()]
+    style.end_labels(ax, [*ends, (float(depth - 1), 0.0, SHORT[against], "#555555")])
     kind = "seeds" if all(e.conditional for m in found.values() for e in m.values()) else "splits"
     style.count_rows(ax, [(SHORT[t], m) for t, m in found.items()], f"{kind} (pairs)")
     text = (

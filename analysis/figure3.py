@@ -100,7 +100,7 @@ def _curve(scope: Scope, treatment: str, label: str, look: str) -> Curve:
 
 
 def _normalized(frame: pd.DataFrame, treatment: str) -> tuple[pd.DataFrame | None, float]:
-    """(accuracy - chance) / (reference - chance) of every pair; None where classes are unknown or a base is at chance."""
+    """(accuracy - chance) / (reference - chance) None where classes are unknown or the base is at chance."""
     scored = frame[frame["score"].notna() & frame["classes"].notna()]
     rows = scored[scored["treatment"] == treatment]
     base = scored[scored["treatment"] == "base"].groupby(KEY, as_index=False)["score"].mean()
@@ -121,7 +121,7 @@ def draw(results: Results, published: Results | None = None) -> Figure:
     found = curves(results)
     other, filters = scopes.other(results), scopes.random_filters(results)
     extra = any(c.normalized and c.chance > NORMALIZED_FROM for c in found)
-    fig = style.figure(14, 17 if extra else 12.5)
+    fig = style.figure(14, 19 if extra else 12.5)
     grid = fig.add_gridspec(5 if extra else 3, 2, hspace=0.5 if extra else 0.42, wspace=0.24)
     _targets(fig.add_subplot(grid[0, 0]), other, results.depth)
     _filters(fig.add_subplot(grid[0, 1]), filters[0] if filters else None, results.depth)
@@ -160,7 +160,7 @@ def _caption(ax: Axes, results: Results, found: list[Curve], y: float) -> None:
                 "\nThe two kinds of split are not on equal terms: their tasks differ in number of classes or setting."
             )
     if any(e.diverged for c in found for e in c.relative.values()):
-        text += "\nHollow with ×: diverged networks (never left chance, or loss not finite); kept, because they are results."
+        text += "\nHollow with ×: diverged networks (at chance, or loss not finite), kept: they are results."
     ax.text(0, y, text, transform=ax.transAxes, size=12, va="top", color="#222222")
 
 
@@ -169,18 +169,22 @@ def _targets(ax: Axes, other: Scope | None, depth: int) -> None:
     if other is None:
         return _nothing(ax, "no other split in this study")
     frame = other.frame[other.frame["treatment"].isin(["base", "transfer"]) & other.frame["score"].notna()]
-    ends: list[tuple[str, float]] = []
     for target, own in frame.groupby("target", sort=True):
         name = HALVES.get(str(target), str(target)) if other.population == "semantic" else str(target)
         means = own.groupby("n")["score"].mean()
         mark = style.MARKS["semantic"]
-        ax.plot(means.index, means, color=mark.color, lw=2, ls=mark.line if target == "A" else "-", zorder=2)
+        ax.plot(
+            means.index,
+            means,
+            color=mark.color,
+            lw=2,
+            ls=mark.line if target == "A" else "-",
+            zorder=2,
+            label=f"target {name}",
+        )
         style.points(ax, "semantic", list(own["n"]), list(own["score"]), list(own["status"] == "diverged"), scale=0.7)
-        ends.append((name, float(means.iloc[0])))
     _top_axis(ax, depth, list(frame["score"]))
-    room = 0.075 * (ax.get_ylim()[1] - ax.get_ylim()[0])
-    for name, y in ends:
-        ax.text(0.12, y - room, f"target {name}", size=12, ha="left", va="top")
+    ax.legend(loc="lower left", fontsize=12)
     return None
 
 
@@ -191,7 +195,8 @@ def _filters(ax: Axes, scope: Scope | None, depth: int) -> None:
     frame = scope.frame[scope.frame["score"].notna()]
     own = frame[frame["treatment"] == "random"]
     base = frame[(frame["treatment"] == "base") & frame["task"].isin(own["task"].unique())]
-    means = {**({0: float(base["score"].mean())} if len(base) else {}), **own.groupby("n")["score"].mean().to_dict()}
+    means: dict[int, float] = {0: float(base["score"].mean())} if len(base) else {}
+    means |= {int(str(n)): float(v) for n, v in own.groupby("n")["score"].mean().items()}
     mark = style.MARKS["random"]
     ax.plot(list(means), list(means.values()), color=mark.color, lw=2, ls=mark.line, zorder=2)
     style.points(ax, "random", list(own["n"]), list(own["score"]), list(own["status"] == "diverged"), scale=0.8)
@@ -237,9 +242,7 @@ def _relative(ax: Axes, found: list[Curve], depth: int, published: list[Curve]) 
             seen += ys
     for curve in found:
         style.curve(ax, curve.look, curve.relative, markers=True)
-        first = min(curve.relative)
-        mark = style.MARKS[curve.look]
-        ax.plot([0, first], [0, 100 * curve.relative[first].mean], color=mark.color, lw=2, ls=mark.line, zorder=2)
+        _start(ax, curve, curve.relative, 0.0, 100.0)
         ends.append(
             (float(max(curve.relative)), 100 * curve.relative[max(curve.relative)].mean, _row_name(curve), "black")
         )
@@ -270,6 +273,7 @@ def _share(ax: Axes, found: list[Curve], depth: int) -> None:
     ends, seen = [], [0.0, 1.0]
     for curve in (c for c in found if c.normalized):
         style.curve(ax, curve.look, curve.normalized, scale=1.0)
+        _start(ax, curve, curve.normalized, 1.0, 1.0)
         values = [v for e in curve.normalized.values() for v in (e.interval or (e.mean,))]
         seen += [max(v, -0.1) for v in values]
         ends.append(
@@ -283,6 +287,13 @@ def _share(ax: Axes, found: list[Curve], depth: int) -> None:
     _reference(ax, 1.0)
     ax.set_ylabel("(accuracy - chance) /\n(reference - chance)")
     style.end_labels(ax, ends, size=13, gap=0.06)
+
+
+def _start(ax: Axes, curve: Curve, means: Mapping[int, Estimate], y: float, scale: float) -> None:
+    """A line starts at the reference, n = 0."""
+    first = min(style.joined(means))
+    mark = style.MARKS[curve.look]
+    ax.plot([0, first], [y, scale * means[first].mean], color=mark.color, lw=2, ls=mark.line, zorder=2)
 
 
 def _reference(ax: Axes, y: float) -> None:

@@ -59,7 +59,8 @@ def find(results: Results) -> Gaps:
     )
     if failed.any():
         lines.append(
-            f"{count(int(failed.sum()), 'cell')} whose frozen layers MOVED, so not what they claim: {_where(frame[failed])}."
+            f"{count(int(failed.sum()), 'cell')} whose frozen layers MOVED, so not what they claim: "
+            f"{_where(frame[failed])}."
         )
     lines += unbalanced(scopes.main(results))
     lines += [f"Not in the figures, because of another setting: {line}." for line in scopes.left_out(results)]
@@ -82,8 +83,9 @@ def unbalanced(scope: Scope) -> list[str]:
         own = scored[scored["treatment"] == treatment]
         if own.empty:
             continue
-        have = own.groupby("n").apply(lambda g: len(g[["task", "seed"]].drop_duplicates()))
-        short = {int(n): int(k) for n, k in have.items() if k < len(everything)}
+        pairs = own[["n", "task", "seed"]].drop_duplicates()
+        have = pairs["n"].value_counts().sort_index().to_dict()
+        short = {int(str(n)): int(k) for n, k in have.items() if k < len(everything)}
         if not short:
             continue
         sizes = sorted(set(short.values()))

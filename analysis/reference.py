@@ -69,7 +69,13 @@ def from_logs(logs: Path) -> pd.DataFrame:
     needed = ["run", "log", "split", "treatment", "target", "top1_mean_of_10_best", "train_loss_last100_mean"]
     if missing := [c for c in needed if c not in table.columns]:
         raise AnalysisError(f"{logs.name}: no column {', '.join(missing)}; found {', '.join(table.columns)}")
-    return pd.DataFrame([_row(r) for r in table.to_dict("records") if r["log"] == "yes"])
+    return pd.DataFrame(
+        [
+            _row({str(key): str(value) for key, value in record.items()})
+            for record in table.to_dict("records")
+            if record["log"] == "yes"
+        ]
+    )
 
 
 def _row(r: dict[str, str]) -> dict[str, object]:

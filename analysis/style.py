@@ -132,7 +132,7 @@ def points(
     face = "white" if treatment == "base" else mark.color
     grown = scale * (1.25 if scale < 1 else 1.0)  # a cross needs room
     edge = 2.0 * scale if treatment == "base" else 0.8 * scale
-    common = {"linestyle": "none", "zorder": 3, "rasterized": picture, "clip_on": False}
+    common: dict[str, Any] = {"linestyle": "none", "zorder": 3, "rasterized": picture, "clip_on": False}
     ax.plot(
         *_columns(live),
         marker=mark.marker,
@@ -156,6 +156,13 @@ def points(
             **common,
         )
         ax.plot(*_columns(gone), marker="x", ms=7 * grown, mew=2 * grown, mec="#cc0000", **common)
+
+
+def joined(found: Mapping[Any, Estimate]) -> dict[Any, Estimate]:
+    """The means that a line may join: where some n have 3 units or more, n on fewer units stand alone, since they
+    average other splits and would bend the line for that reason only. With fewer units everywhere, all are joined."""
+    full = {n: e for n, e in found.items() if e.interval or e.names == ("start",)}
+    return full if any(e.interval for e in full.values()) else dict(found)
 
 
 def _columns(pairs: list[tuple[float, float]]) -> tuple[list[float], list[float]]:
@@ -186,21 +193,25 @@ def legend_handle(treatment: str, scale: float = 1.0) -> Any:
 def curve(
     ax: Axes,
     treatment: str,
-    found: Mapping[float, Estimate],
+    found: Mapping[Any, Estimate],
     shift: float = 0.0,
     scale: float = 100.0,
     markers: bool = True,
+    dodge: float = 0.0,
 ) -> None:
     """A line through means, with t intervals where there are 3 units, and a cross on means with diverged networks."""
     mark = MARKS[treatment]
     xs = [x + shift for x in found]
     ys = [e.mean * scale for e in found.values()]
-    ax.plot(xs, ys, color=mark.color, lw=2, ls=mark.line, zorder=3)
+    on = joined(found)
+    ax.plot(
+        [x + shift for x in on], [e.mean * scale for e in on.values()], color=mark.color, lw=2, ls=mark.line, zorder=3
+    )
     for x, y, estimate in zip(xs, ys, found.values(), strict=True):
         if estimate.interval:
             low, high = (v * scale for v in estimate.interval)
             ax.errorbar(
-                [x], [y], [[y - low], [high - y]], color=mark.color, lw=1.3, capsize=4, capthick=1.3, zorder=2.5
+                [x + dodge], [y], [[y - low], [high - y]], color=mark.color, lw=1.3, capsize=4, capthick=1.3, zorder=2.5
             )
     if markers:
         points(ax, treatment, xs, ys, [e.diverged > 0 for e in found.values()], scale=0.65)
@@ -234,7 +245,7 @@ def end_labels(ax: Axes, ends: Sequence[tuple[float, float, str, str]], size: fl
 
 
 def count_rows(
-    ax: Axes, rows: Sequence[tuple[str, Mapping[float, Estimate]]], head: str, top: float = -0.13, step: float = 0.042
+    ax: Axes, rows: Sequence[tuple[str, Mapping[Any, Estimate]]], head: str, top: float = -0.13, step: float = 0.042
 ) -> None:
     """Under the axis: how many units (and networks) each mean stands on, n by n."""
     from matplotlib.transforms import blended_transform_factory

@@ -71,7 +71,7 @@ def tally(gaps: gap.Gaps) -> str:
 
 
 def answer(scope: Scope, depth: int) -> tuple[str, str]:
-    """Two sentences: what freezing costs, what fine-tuning gains, each on the same tasks with its uncertainty and units."""
+    """Two sentences: what freezing costs and what fine-tuning gains, on the same tasks, with uncertainty and units."""
     frozen = contrast(scope.frame, {"transfer": 1, "reference": -1})
     tuned = contrast(scope.frame, {"transfer+": 1, "reference": -1})
     control = contrast(scope.frame, {"transfer+": 1, "selffer+": -1})
@@ -85,7 +85,8 @@ def answer(scope: Scope, depth: int) -> tuple[str, str]:
         one = f"What frozen transfer costs is {NOT_IDENTIFIED}: {frozen.reason}."
     if tuned.identified:
         ns = sorted(int(n) for n in tuned.rows["n"].unique())
-        two = f"Fine-tuning the copied layers too changes it, averaged over n = {span(ns)}, by {_said(tuned.at(ns))} against {_against(tuned)}"
+        two = f"Fine-tuning the copied layers too changes it, averaged over n = {span(ns)}, by "
+        two += f"{_said(tuned.at(ns))} against {_against(tuned)}"
     else:
         two = f"What transfer with fine-tuning gains is {NOT_IDENTIFIED}: {tuned.reason}"
     if control.identified:
@@ -150,7 +151,8 @@ def means(scope: Scope, results: Results) -> Table:
     kind = {e.kind for m in found.values() for e in m.values()}
     notes = [
         f"Mean {results.score} in per cent over {scope.title}; in brackets the number of units "
-        f"({' or '.join(sorted(k + 's' for k in kind)) or 'none yet'}). Differences are in the paired figure and tables.",
+        f"({' or '.join(sorted(k + 's' for k in kind)) or 'none yet'}). "
+        "Differences are in the paired figure and tables.",
     ]
     if any(e.conditional for m in found.values() for e in m.values()):
         notes.append("Where only one split counts, the units are seeds: conditional on this split.")
