@@ -1,0 +1,12 @@
+"""MLflow, as a projection of the grid: the only place in raygrid that knows of it (law 7).
+
+projection.py   what is shown: params, tags, metrics and curves as functions of cells and records
+views.py        what MLflow's pages open on
+server.py       the only file that imports mlflow; its errors sorted by what to do about them
+tracker.py      the one writer: a thread beside training; `sync` from the store
+"""
+
+from raygrid.track.server import TrackError
+from raygrid.track.tracker import Missed, Tracker, sync, write_views
+
+__all__ = ["Missed", "TrackError", "Tracker", "sync", "write_views"]
