@@ -72,7 +72,7 @@ class Provenance(Frozen):
     """UTC, ISO 8601"""
     ended: str
     duration_s: float
-    """seconds of the cohort's loop that this cell took part in, over all attempts that made progress"""
+    """the cell's share of its cohort's seconds, all attempts that made progress together"""
     host: str
     device: str
     instruction_set: str
@@ -133,7 +133,9 @@ def read_record(data: bytes, where: str) -> Record:
         return Record.model_validate_json(data)
     except (ValidationError, ValueError) as error:
         first = str(error).splitlines()[0]
-        raise IntegrityError(f"store: {where} is not a record that this version reads ({first}); move it away") from None
+        raise IntegrityError(
+            f"store: {where} is not a record that this version reads ({first}); move it away"
+        ) from None
 
 
 def find_record(store: Store, cell: Cell) -> Record | None:
@@ -147,9 +149,7 @@ def find_records(store: Store, cells: Iterable[Cell]) -> dict[str, Record]:
     wanted: Mapping[str, Cell] = {record_path(cell): cell for cell in cells}
     roots = {cell.target.dataset for cell in wanted.values()}
     present = [path for root in sorted(roots) for path in store.list(f"cells/{root}") if path in wanted]
-    return {
-        wanted[path].address: read_record(data, store.uri(path)) for path, data in store.find_many(present).items()
-    }
+    return {wanted[path].address: read_record(data, store.uri(path)) for path, data in store.find_many(present).items()}
 
 
 def deterministic(record: Record) -> dict[str, Any]:

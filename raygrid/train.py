@@ -73,6 +73,8 @@ class Bench:
     device: torch.device = torch.device("cpu")
     cache: Path | None = None
     log: Log = lambda cell, step, metrics: None
+    done: Callable[[Record], None] = lambda record: None
+    """told of every record written here"""
     stop: Callable[[], bool] = lambda: False
 
 
@@ -427,8 +429,11 @@ class _Loop:
         )
         if not write_record(store, record):
             standing = find_record(store, cell)
-            if where is not None and standing is not None and standing.result.checkpoint != where:
-                store.delete(where)
+            if standing is not None:
+                record, status = standing, standing.result.status
+                if where not in (None, standing.result.checkpoint):
+                    store.delete(where)
+        self.bench.done(record)
         _tidy(cell, store)
         self.leases.release(lease_path(cell))
         self.outcomes[cell.address] = status
@@ -558,8 +563,11 @@ def result(
     )
 
 
-def block(cell: Cell, why: str, store: Store) -> None:
-    """Record that a cell cannot be trained because its base has no usable weights."""
+def block(cell: Cell, why: str, store: Store, *, lasting: bool) -> Record | None:
+    """A cell whose base has no usable weights cannot be trained. `lasting`: it never can be (the base diverged), which
+    is recorded; else a later launch may try the base again, and nothing is written."""
+    if not lasting:
+        return None
     nothing = Result(
         status="blocked",
         steps=0,
@@ -574,7 +582,9 @@ def block(cell: Cell, why: str, store: Store) -> None:
         checkpoint_sha256=None,
         reason=why,
     )
-    write_record(store, Record(cell=cell, result=nothing, provenance=provenance.now(0.0, torch.device("cpu"), 0, 0)))
+    record = Record(cell=cell, result=nothing, provenance=provenance.now(0.0, torch.device("cpu"), 0, 0))
+    write_record(store, record)
+    return record
 
 
 def _is_out_of_memory(error: Exception) -> bool:

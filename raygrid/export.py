@@ -1,0 +1,154 @@
+"""Records to Parquet: `results`, one row a cell, and `history`, one row a cell and evaluation.
+
+The schemas below are the interface to `analysis` and to anybody's notebook; they carry a version in their metadata.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raygrid.cell import Cell, digest
+from raygrid.plan import Plan
+from raygrid.record import Record
+from raygrid.store import Store
+
+VERSION = b"1"
+
+RESULTS = pa.schema(
+    [
+        pa.field("study", pa.string(), False),
+        pa.field("cell", pa.string(), False, {"what": "address, unique"}),
+        pa.field("name", pa.string(), False, {"what": "the paper's notation: baseB, B3B, A3B+, R3B"}),
+        pa.field("split", pa.string(), False, {"what": "random, semantic, all, or the explicit list's name"}),
+        pa.field("split_seed", pa.int64(), True, {"what": "seed of a random split; null otherwise"}),
+        pa.field("split_classes", pa.int64(), False, {"what": "classes in both halves of the split together"}),
+        pa.field("source", pa.string(), True, {"what": "half whose base was copied; null where none is"}),
+        pa.field("target", pa.string(), False, {"what": "half trained and tested on: A, B or all"}),
+        pa.field("task", pa.string(), False, {"what": "content hash of the target's classes and images: pairing key"}),
+        pa.field("classes", pa.int64(), False, {"what": "classes of the target task; chance is 1 / classes"}),
+        pa.field("images_per_class", pa.int64(), True, {"what": "null: all"}),
+        pa.field("treatment", pa.string(), False),
+        pa.field("n", pa.int64(), False, {"what": "layers copied or kept random; 0 for base, scratch, base-long"}),
+        pa.field("frozen", pa.bool_(), False, {"what": "whether layers 1..n did not learn"}),
+        pa.field("seed", pa.int64(), False, {"what": "the replicate"}),
+        pa.field("network", pa.string(), False),
+        pa.field("layers", pa.int64(), False, {"what": "weight layers of the network"}),
+        pa.field("dataset", pa.string(), False),
+        pa.field("recipe", pa.string(), False, {"what": "content hash of the recipe"}),
+        pa.field("status", pa.string(), False, {"what": "ok, diverged, blocked"}),
+        pa.field("reason", pa.string(), True, {"what": "why a cell is diverged or blocked"}),
+        pa.field("steps", pa.int64(), False),
+        pa.field("images_seen", pa.int64(), False),
+        pa.field("top1_last", pa.float64(), True, {"what": "fraction right in the last test, on all test images"}),
+        pa.field("top1_best", pa.float64(), True, {"what": "best of all tests: selects on the test images"}),
+        pa.field("top1_mean10", pa.float64(), True, {"what": "mean of the ten best tests; null below ten"}),
+        pa.field("top5_last", pa.float64(), True, {"what": "null for fewer than 10 classes"}),
+        pa.field("loss_last", pa.float64(), True, {"what": "mean cross-entropy of the last test, nats"}),
+        pa.field("score", pa.string(), False, {"what": "column of the study's headline score"}),
+        pa.field("frozen_verified", pa.bool_(), True, {"what": "frozen bytes unchanged; null where nothing is frozen"}),
+        pa.field("checkpoint_uri", pa.string(), True),
+        pa.field("checkpoint_sha256", pa.string(), True),
+        pa.field("data_sha256", pa.string(), False),
+        pa.field("duration_s", pa.float64(), False, {"what": "the cell's share of its cohort's seconds"}),
+        pa.field("device", pa.string(), False),
+        pa.field("host", pa.string(), False),
+        pa.field("torch", pa.string(), False),
+        pa.field("ended", pa.string(), False, {"what": "UTC, ISO 8601"}),
+        pa.field("commit", pa.string(), True),
+        pa.field("raygrid_version", pa.string(), False),
+    ],
+    {b"raygrid_schema": VERSION},
+)
+
+HISTORY = pa.schema(
+    [
+        pa.field("study", pa.string(), False),
+        pa.field("cell", pa.string(), False),
+        pa.field("step", pa.int64(), False, {"what": "training steps done"}),
+        pa.field("epoch", pa.float64(), False, {"what": "passes over the task's training images done"}),
+        pa.field("images", pa.int64(), False, {"what": "test images used"}),
+        pa.field("train_loss", pa.float64(), True, {"what": "mean since the evaluation before, nats"}),
+        pa.field("top1", pa.float64(), False),
+        pa.field("top5", pa.float64(), True),
+        pa.field("loss", pa.float64(), True, {"what": "mean cross-entropy of the test, nats"}),
+        pa.field("lr", pa.float64(), False),
+    ],
+    {b"raygrid_schema": VERSION},
+)
+
+
+def row(plan: Plan, cell: Cell, record: Record, store: Store) -> dict[str, Any]:
+    """A cell's row of `results`."""
+    task, result, made = cell.target, record.result, record.provenance
+    return {
+        "study": plan.study.name,
+        "cell": cell.address,
+        "name": cell.name,
+        "split": task.split,
+        "split_seed": task.split_seed,
+        "split_classes": task.split_classes,
+        "source": cell.source.half if cell.source else None,
+        "target": task.half,
+        "task": task.id,
+        "classes": len(task.classes),
+        "images_per_class": task.images_per_class,
+        "treatment": cell.treatment,
+        "n": cell.n,
+        "frozen": cell.frozen > 0,
+        "seed": cell.seed,
+        "network": cell.network.name,
+        "layers": cell.network.layers,
+        "dataset": task.dataset,
+        "recipe": digest(cell.recipe.model_dump(mode="json"), 12),
+        "status": result.status,
+        "reason": result.reason,
+        "steps": result.steps,
+        "images_seen": result.images_seen,
+        "top1_last": result.top1_last,
+        "top1_best": result.top1_best,
+        "top1_mean10": result.top1_mean10,
+        "top5_last": result.top5_last,
+        "loss_last": result.loss_last,
+        "score": plan.study.score,
+        "frozen_verified": result.frozen_verified,
+        "checkpoint_uri": store.uri(result.checkpoint) if result.checkpoint else None,
+        "checkpoint_sha256": result.checkpoint_sha256,
+        "data_sha256": task.data_sha256,
+        "duration_s": made.duration_s,
+        "device": made.device,
+        "host": made.host,
+        "torch": made.torch,
+        "ended": made.ended,
+        "commit": made.commit,
+        "raygrid_version": made.raygrid_version,
+    }
+
+
+def export(plan: Plan, records: Mapping[str, Record], store: Store, folder: Path) -> tuple[Path, Path]:
+    """Write `results.parquet` and `history.parquet`, in the plan's order; returns their paths."""
+    done = [(cell, records[cell.address]) for cell in plan.cells if cell.address in records]
+    results = pa.Table.from_pylist([row(plan, cell, record, store) for cell, record in done], RESULTS)
+    history = pa.Table.from_pydict(_history(plan.study.name, done), HISTORY)
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = folder / "results.parquet", folder / "history.parquet"
+    for table, path in zip((results, history), paths, strict=True):
+        temporary = path.with_suffix(".part")
+        pq.write_table(table, temporary)
+        temporary.replace(path)
+    return paths
+
+
+def _history(study: str, done: Iterable[tuple[Cell, Record]]) -> dict[str, list[Any]]:
+    columns: dict[str, list[Any]] = {field.name: [] for field in HISTORY}
+    for cell, record in done:
+        for evaluation in record.result.history:
+            columns["study"].append(study)
+            columns["cell"].append(cell.address)
+            for name in ("step", "epoch", "images", "train_loss", "top1", "top5", "loss", "lr"):
+                columns[name].append(getattr(evaluation, name))
+    return columns

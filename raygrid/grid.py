@@ -1,0 +1,468 @@
+"""The only file that knows Ray. Cohorts become Tune trials; a search algorithm of ours hands them out.
+
+Tune schedules, reserves devices, retries and restarts; it keeps nothing that matters. State lives in our store, so the
+driver can die and be started again anywhere. `run_in_process` trains the same cohorts with no Ray at all.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import stat
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from raygrid.cell import Cell
+from raygrid.errors import EnvironmentError_, RaygridError, StoreError
+from raygrid.plan import Agenda, Cohort, Plan, addresses
+from raygrid.record import Record
+from raygrid.store import Store
+from raygrid.study import FROZEN, Execution
+
+logger = logging.getLogger(__name__)
+
+
+class Watcher(Protocol):
+    """Who is told what happens while the grid runs: the display and the tracker, through the launch."""
+
+    def logged(self, cell: Cell, step: int, metrics: dict[str, float]) -> None:
+        """An evaluation of a cell in training."""
+
+    def recorded(self, record: Record) -> None:
+        """A cell is finished."""
+
+    def failed(self, cell: Cell, why: str) -> None:
+        """A cell could not be trained in this launch."""
+
+    def started(self, cohort: Cohort, where: str) -> None:
+        """A cohort begins on a device."""
+
+    def note(self, text: str) -> None:
+        """Something a person should know."""
+
+
+@dataclass
+class Grid:
+    """A plan in execution: what is left, where results go, who is told."""
+
+    plan: Plan
+    agenda: Agenda
+    store: Store
+    watcher: Watcher
+    trouble: RaygridError | None = None
+    """what ended the grid early"""
+    outcomes: dict[str, str] = field(default_factory=dict)
+    """status of every cell that has come to an end, by address"""
+    stop: bool = False
+    """somebody asked to stop"""
+
+    @property
+    def over(self) -> bool:
+        return self.agenda.over or self.trouble is not None or self.stop
+
+    def take(self) -> Cohort | None:
+        """The next cohort; cells whose base came to nothing are recorded as blocked on the way."""
+        self._block()
+        return None if self.trouble else self.agenda.take()
+
+    def event(self, event: Sequence[Any]) -> None:
+        """One thing that a trial reported."""
+        kind, *rest = event
+        if kind == "log":
+            address, step, metrics = rest
+            self.watcher.logged(self.plan.by_address[address], step, metrics)
+        else:
+            self.watcher.recorded(Record.model_validate_json(rest[0]))
+
+    def finish(self, cohort: Cohort, outcomes: dict[str, str]) -> None:
+        """A cohort has ended; a cell without an outcome could not be trained."""
+        for cell in cohort.cells:
+            outcome = outcomes[cell.address]
+            if outcome.startswith("failed"):
+                self.watcher.failed(cell, outcome.removeprefix("failed: "))
+        self.outcomes |= outcomes
+        self.agenda.finish(cohort, outcomes)
+        self._block()
+
+    def _block(self) -> None:
+        from raygrid.train import block
+
+        while self.agenda.blocked:
+            cell = self.agenda.blocked.pop()
+            assert cell.base is not None
+            why = f"its base {cell.base.title} has no usable weights"
+            record = block(cell, why, self.store, lasting=self.outcomes.get(cell.base.address) == "diverged")
+            if record is None:
+                self.watcher.failed(cell, why)
+            else:
+                self.watcher.recorded(record)
+
+
+# --- in this process -------------------------------------------------------------------------------------------------
+
+
+def run_in_process(grid: Grid, execution: Execution) -> None:
+    """Train cohort after cohort here, without Ray."""
+    import torch
+
+    from raygrid.train import Interrupted
+
+    device = torch.device(_device(execution, torch.cuda.is_available()))
+    while not grid.over:
+        cohort = grid.take()
+        if cohort is None:
+            break
+        grid.watcher.started(cohort, str(device))
+        try:
+            outcomes = _train(cohort.cells, grid.plan, grid.store, device, grid.event, lambda: grid.stop)
+        except StoreError as error:
+            grid.trouble = error
+            return
+        except Interrupted:
+            return
+        grid.finish(cohort, outcomes)
+
+
+def _device(execution: Execution, gpus: bool) -> str:
+    if execution.device == "cuda" and not gpus:
+        raise EnvironmentError_("execution.device: cuda was asked for, but no GPU is here (allowed: auto, cpu)")
+    return "cuda" if gpus and execution.device != "cpu" else "cpu"
+
+
+def _train(
+    cells: Sequence[Cell],
+    plan: Plan,
+    store: Store,
+    device: Any,
+    event: Callable[[Sequence[Any]], None],
+    stop: Callable[[], bool],
+) -> dict[str, str]:
+    """A cohort's training, the same in every back end."""
+    from raygrid.train import Bench, train_cohort
+
+    bench = Bench(
+        store=store,
+        facts=plan.facts,
+        device=device,
+        log=lambda cell, step, metrics: event(("log", cell.address, step, metrics)),
+        done=lambda record: event(("done", record.model_dump_json())),
+        stop=stop,
+    )
+    return train_cohort(cells, bench)
+
+
+# --- Ray -------------------------------------------------------------------------------------------------------------
+
+_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "100000",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+TOKEN = Path.home() / ".ray" / "auth_token"
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What Ray has, now and at most (an autoscaling cluster starts its workers when trials wait for them)."""
+
+    nodes: int
+    cpus: float
+    gpus: float
+    most_cpus: float
+    most_gpus: float
+    local: bool
+    """started by this process"""
+
+    def devices(self, execution: Execution, threads: int) -> int:
+        """Trials that can run at a time."""
+        if self.most_gpus and execution.device != "cpu":
+            return max(1, int(self.most_gpus / execution.gpu))
+        return max(1, int(self.most_cpus // threads))
+
+
+def connect() -> Cluster:
+    """Join the cluster named by RAY_ADDRESS or running on this machine (`ray up`, `ray start`); else start a local one.
+
+    Ray that raygrid starts uses token authentication, with a token file that only its owner can read.
+    """
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    if TOKEN.exists() or os.environ.get("RAY_AUTH_TOKEN"):
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    import ray
+
+    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": True}
+    mask = os.umask(0o077)
+    try:
+        address = os.environ.get("RAY_ADDRESS")
+        local = False
+        if ray.is_initialized():
+            pass
+        elif address:
+            ray.init(address=address, **quiet)
+        else:
+            try:
+                ray.init(address="auto", **quiet)
+            except ConnectionError:
+                memory = 128 * 2**20  # data reach trials as memory-mapped files
+                ray.init(address="local", include_dashboard=False, object_store_memory=memory, **quiet)
+                local = True
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        where = os.environ.get("RAY_ADDRESS") or "a local Ray"
+        why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise EnvironmentError_(
+            f"cannot connect to {where}: {why}. Check RAY_ADDRESS and, for a cluster with token authentication, "
+            "RAY_AUTH_MODE=token and the token file; or unset RAY_ADDRESS to use this machine"
+        ) from None
+    finally:
+        os.umask(mask)
+    if TOKEN.exists() and stat.S_IMODE(TOKEN.stat().st_mode) & 0o077:
+        TOKEN.chmod(0o600)
+    have = ray.cluster_resources()
+    nodes = sum(node["Alive"] for node in ray.nodes())
+    cpus, gpus = float(have.get("CPU", 0)), float(have.get("GPU", 0))
+    most_cpus, most_gpus = _most()
+    return Cluster(nodes, cpus, gpus, max(cpus, most_cpus), max(gpus, most_gpus), local)
+
+
+def _most() -> tuple[float, float]:
+    """CPUs and GPUs that the autoscaler of a `ray up` cluster may bring, from the file that it reads on the head."""
+    import yaml
+
+    path = Path.home() / "ray_bootstrap_config.yaml"
+    if not path.exists():
+        return 0.0, 0.0
+    config = yaml.safe_load(path.read_text()) or {}
+    limit = config.get("max_workers", 0)
+    cpus = gpus = 0.0
+    for name, kind in (config.get("available_node_types") or {}).items():
+        if name != config.get("head_node_type"):
+            count = min(kind.get("max_workers", limit), limit)
+            cpus += count * kind.get("resources", {}).get("CPU", 0)
+            gpus += count * kind.get("resources", {}).get("GPU", 0)
+    return cpus, gpus
+
+
+def disconnect() -> None:
+    """Leave the cluster; a local one ends."""
+    import ray
+
+    ray.shutdown()
+
+
+def check_store(store: Store, cluster: Cluster) -> None:
+    """A folder as the store of several machines must be one that all of them see. Raises EnvironmentError_."""
+    if not store.is_folder or cluster.nodes < 2:
+        return
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    marker = f"check/{os.getpid()}-{time.time_ns()}"
+    store.put(marker, b"raygrid")
+
+    @ray.remote(num_cpus=0)
+    def sees() -> bool:
+        return store.exists(marker)
+
+    try:
+        alive = [node for node in ray.nodes() if node["Alive"]]
+        tasks = [
+            sees.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote()
+            for node in alive
+        ]
+        blind = [node["NodeManagerHostname"] for node, ok in zip(alive, ray.get(tasks), strict=True) if not ok]
+    finally:
+        store.delete(marker)
+    if blind:
+        raise EnvironmentError_(
+            f"store {store.url}: a folder that {', '.join(blind)} of the cluster cannot see; "
+            "give a store that all nodes reach, as in --store s3://bucket/prefix (or RAYGRID_STORE)"
+        )
+
+
+def trial_config(cell: Cell) -> dict[str, Any]:
+    """A trial of one cell in plain words: the literal form of the study's grid."""
+    seed = cell.target.split_seed
+    return {
+        "split": cell.target.split if seed is None else f"{cell.target.split}{seed}",
+        "source": cell.source.half if cell.source else None,
+        "target": cell.target.half,
+        "n": cell.n,
+        "treatment": cell.treatment.removesuffix("+"),
+        "fine_tune": cell.n > 0 and cell.treatment not in FROZEN,
+        "seed": cell.seed,
+    }
+
+
+def run_on_ray(grid: Grid, execution: Execution, cluster: Cluster) -> None:
+    """Run the grid as Tune trials, each holding a GPU, a fraction of one, or CPUs where the cluster has no GPU."""
+    from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner, with_parameters, with_resources
+
+    gpus = bool(cluster.most_gpus)
+    device = _device(execution, gpus)
+    threads = max(block.recipe.numerics.threads for block in grid.plan.study.blocks)
+    resources = {"gpu": execution.gpu, "cpu": 1} if device == "cuda" else {"cpu": threads}
+    workers = cluster.devices(execution, threads)
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(workers + 1)
+    scratch = tempfile.mkdtemp(prefix="raygrid-tune-")
+    search, callback = _tune_parts(grid)
+    trainable = with_parameters(_trial, plan=grid.plan, url=grid.store.url, literal=execution.cohort == 1)
+    try:
+        tuner = Tuner(
+            with_resources(trainable, resources),
+            tune_config=TuneConfig(search_alg=search, num_samples=-1, reuse_actors=True, metric=None),
+            run_config=RunConfig(
+                name="grid",
+                storage_path=scratch,
+                verbose=0,
+                callbacks=[callback],
+                failure_config=FailureConfig(max_failures=execution.retries),
+                checkpoint_config=CheckpointConfig(checkpoint_frequency=0),
+            ),
+        )
+        tuner.fit()
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _trial(config: dict[str, Any], plan: Plan, url: str, literal: bool) -> None:
+    """What runs on a worker: the cohort named by the config, on the device that Ray reserved."""
+    import torch
+    from ray import tune
+
+    logging.getLogger("raygrid").setLevel(logging.INFO)
+    cells = _cells(config, plan, literal)
+    reserved = tune.get_context().get_trial_resources().required_resources.get("GPU", 0)
+    device = torch.device("cuda" if reserved and torch.cuda.is_available() else "cpu")
+    events: list[Sequence[Any]] = []
+    sent = time.monotonic()
+
+    def event(one: Sequence[Any]) -> None:
+        nonlocal sent
+        events.append(one)
+        if time.monotonic() - sent > 0.5:
+            tune.report({"events": events.copy()})
+            events.clear()
+            sent = time.monotonic()
+
+    try:
+        outcomes = _train(cells, plan, Store(url), device, event, lambda: False)
+    except StoreError as error:
+        tune.report({"events": events, "trouble": str(error)})
+        return
+    tune.report({"events": events, "outcomes": outcomes})
+
+
+def _cells(config: dict[str, Any], plan: Plan, literal: bool) -> list[Cell]:
+    if not literal:
+        return [plan.by_address[address] for address in config["cohort"]]
+    asked = {key: value for key, value in config.items() if key != "cell"}
+    found = [cell for cell in plan.cells if trial_config(cell) == asked and config.get("cell") in (None, cell.address)]
+    assert len(found) == 1, f"{len(found)} cells for {config}"
+    return found
+
+
+def _tune_parts(grid: Grid) -> tuple[Any, Any]:
+    """The search algorithm that hands out cohorts and the callback that hears of trials, made here since Tune is slow
+    to import. Both stay in the driver; what Tune pickles of them is empty."""
+    from ray.tune import Callback
+    from ray.tune.search import Searcher
+
+    cohorts: dict[str, Cohort] = {}
+    outcomes: dict[str, dict[str, str]] = {}
+    lost: dict[str, str] = {}
+    literal = grid.plan.study.execution.cohort == 1
+    twins: dict[str, int] = {}
+    if literal:
+        for cell in grid.plan.cells:
+            key = repr(trial_config(cell))
+            twins[key] = twins.get(key, 0) + 1
+
+    class CohortSearch(Searcher):  # type: ignore[misc]
+        """Hands out a cohort as soon as the bases that it needs have records, and none before."""
+
+        def __init__(self) -> None:
+            super().__init__()
+
+        def suggest(self, trial_id: str) -> Any:
+            cohort = grid.take()
+            if cohort is None:
+                return Searcher.FINISHED if grid.over else None
+            cohorts[trial_id] = cohort
+            if not literal:
+                return {"cohort": [cell.address for cell in cohort.cells]}
+            config = trial_config(cohort.cells[0])
+            return config if twins[repr(config)] == 1 else {**config, "cell": cohort.cells[0].address}
+
+        def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+            if trial_id in cohorts:
+                cohort = cohorts.pop(trial_id)
+                why = f"failed: its trial was lost ({lost.pop(trial_id, 'no reason was given')})"
+                grid.finish(cohort, outcomes.pop(trial_id, dict.fromkeys(addresses(cohort.cells), why)))
+
+        def save(self, checkpoint_path: str) -> None: ...
+
+        def restore(self, checkpoint_path: str) -> None: ...
+
+        def __reduce__(self) -> Any:
+            return _nothing, ()
+
+    class Ears(Callback):  # type: ignore[misc]
+        """Passes on what trials report."""
+
+        def __reduce__(self) -> Any:
+            return _nothing, ()
+
+        def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            if trial.trial_id in cohorts:
+                grid.watcher.started(cohorts[trial.trial_id], trial.trial_id)
+
+        def on_trial_result(
+            self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+        ) -> None:
+            for event in result.get("events", ()):
+                grid.event(event)
+            if "outcomes" in result:
+                outcomes[trial.trial_id] = result["outcomes"]
+            if "trouble" in result and grid.trouble is None:
+                grid.trouble = StoreError(result["trouble"])
+
+        def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            text = str(trial.get_error() or "").strip().splitlines()
+            lost[trial.trial_id] = text[-1] if text else "its worker died"
+
+        def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            if trial.trial_id in cohorts:
+                grid.watcher.note(f"{cohorts[trial.trial_id].title}: its worker was lost; trying again")
+
+    return CohortSearch(), Ears()
+
+
+def _nothing() -> None:
+    """What Tune gets where it wants to pickle parts that stay in the driver: it never restores them."""
+
+
+def ray_map(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
+    """Results of a function over items, in order, on the cluster's CPUs; some items ahead, never all in memory."""
+    import ray
+
+    remote = ray.remote(num_cpus=1, max_retries=3)(function)
+    ahead = max(2, int(2 * ray.cluster_resources().get("CPU", 1)))
+    running: list[Any] = []
+    for item in items:
+        running.append(remote.remote(item))
+        if len(running) >= ahead:
+            yield ray.get(running.pop(0))
+    for reference in running:
+        yield ray.get(reference)

@@ -1,0 +1,316 @@
+"""`python -m raygrid.launch [STUDY]`: data, plan, training, MLflow, Parquet, figures and tables, in this order."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raygrid.errors import DataError, EnvironmentError_, RaygridError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from raygrid.cell import Cell
+    from raygrid.grid import Cluster, Grid
+    from raygrid.plan import Cohort, Plan
+    from raygrid.record import Record
+    from raygrid.store import Store
+    from raygrid.study import Study
+
+DEFAULT = "demo"
+WITHOUT_NETWORK = "icons"
+MLFLOW_GRACE_S = 60.0
+
+EPILOG = """\
+A second launch of the same study trains only what has no record; after Ctrl-C or a crash, launch again.
+
+environment: RAYGRID_STORE (default of --store), MLFLOW_TRACKING_URI, RAY_ADDRESS, RAYGRID_CACHE
+exit codes:  0 every planned cell has a record with status ok; 1 some cell has none or another status;
+             2 wrong input; 3 the store is unusable; 130 interrupted
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(
+        prog="python -m raygrid.launch",
+        description="Run a study: train what is missing, then write Parquet, figures and tables.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    p.add_argument("study", nargs="?", help=f"YAML file, or the name of a study that comes with raygrid (default: {DEFAULT})")
+    p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key, as in recipe.epochs=4")
+    p.add_argument("--store", metavar="URL", help="folder, s3://, gs:// or az:// that holds data and networks (default: OUT/store)")
+    p.add_argument("--out", metavar="DIR", default="results", help="where Parquet and report go (default: results)")
+    p.add_argument("--dry-run", action="store_true", help="print the plan and what exists already; train nothing")
+    p.add_argument("--explain", metavar="CELL", help="with --dry-run: why this cell must be trained")
+    return p
+
+
+@dataclass(frozen=True)
+class Job:
+    """A launch in plain values: what the command line and the environment asked for."""
+
+    study: Study
+    chosen: bool
+    """whether the user named the study"""
+    store_url: str
+    out: Path
+    mlflow_uri: str
+
+
+def find_study(name: str | None, overrides: Sequence[str]) -> Study:
+    """A study by file or by the name of one that comes with raygrid."""
+    from raygrid.study import Study, bundled_studies
+
+    bundled = bundled_studies()
+    if name is None or (name in bundled and not Path(name).exists()):
+        name = str(bundled[name or DEFAULT])
+    return Study.load(name, overrides)
+
+
+def job(arguments: argparse.Namespace) -> Job:
+    """Settle what was asked."""
+    out = Path(arguments.out).expanduser().resolve()
+    return Job(
+        study=find_study(arguments.study, arguments.set),
+        chosen=arguments.study is not None,
+        store_url=arguments.store or os.environ.get("RAYGRID_STORE") or str(out / "store"),
+        out=out,
+        mlflow_uri=os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{out / 'mlflow.db'}",
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    arguments = parser().parse_args(argv)
+    from rich.console import Console
+
+    console = Console(soft_wrap=True)
+    try:
+        asked = job(arguments)
+        if arguments.dry_run or arguments.explain:
+            from raygrid.preview import preview
+
+            return preview(asked, arguments.explain, console)
+        return launch(asked, console)
+    except RaygridError as error:
+        Console(stderr=True, soft_wrap=True).print(f"raygrid: {error}", style="red", highlight=False, markup=False)
+        return error.exit_code
+    except KeyboardInterrupt:
+        console.print("\nInterrupted. Nothing that was finished is lost; the same command goes on from here.")
+        return 130
+
+
+def launch(asked: Job, console: Console) -> int:
+    """Run a study to its end; returns the exit code. Raises RaygridError."""
+    from raygrid.data.arrays import publish
+    from raygrid.data.known import prepare
+    from raygrid.plan import plan
+    from raygrid.record import find_records
+    from raygrid.store import Store
+
+    study = asked.study
+    store = Store(asked.store_url)
+    store.check()
+    try:
+        manifest, place = prepare(study.dataset)
+    except DataError as error:
+        if asked.chosen:
+            raise
+        console.print(
+            f"\n*** {error}\n*** The default study needs these photographs. Running the study `{WITHOUT_NETWORK}` "
+            "instead, on drawings that come with raygrid: its figures say little about photographs. ***\n",
+            style="bold yellow", highlight=False, markup=False,
+        )
+        study = find_study(WITHOUT_NETWORK, ())
+        manifest, place = prepare(study.dataset)
+    the_plan = plan(study, manifest.facts())
+    publish(manifest, place, store)
+    records = find_records(store, the_plan.cells)
+    folder = asked.out / study.name
+    folder.mkdir(parents=True, exist_ok=True)
+
+    from raygrid import preview
+
+    preview.announce(the_plan, records, store, folder, console)
+    missing = [cell for cell in the_plan.cells if cell.address not in records]
+    trouble: RaygridError | None = None
+    begun = time.monotonic()
+    if missing:
+        trouble = _train(the_plan, records, store, folder, asked, console)
+        records = find_records(store, the_plan.cells)
+    else:
+        console.print("Every network of this study is in the store: nothing to train.")
+    _write(the_plan, records, store, folder, asked, console, time.monotonic() - begun if missing else None)
+    if trouble is not None:
+        raise trouble
+    return _verdict(the_plan, records, console)
+
+
+def _train(
+    the_plan: Plan, records: dict[str, Record], store: Store, folder: Path, asked: Job, console: Console
+) -> RaygridError | None:
+    """Train what is missing; returns what ended the grid early, if anything did."""
+    from raygrid import grid as grids
+    from raygrid.display import Board, Display
+    from raygrid.plan import Agenda
+    from raygrid.preview import predicted_seconds
+    from raygrid.track import Tracker
+
+    execution = the_plan.study.execution
+    threads = max(block.recipe.numerics.threads for block in the_plan.study.blocks)
+    cluster: Cluster | None = None
+    devices = execution.workers or 1
+    if execution.backend == "ray":
+        console.print("Starting Ray ...", style="dim")
+        cluster = grids.connect()
+        grids.check_store(store, cluster)
+        devices = execution.workers or cluster.devices(execution, threads)
+    tracker = Tracker(the_plan, store, asked.mlflow_uri, folder / "report")
+    board = Board(the_plan)
+    for record in records.values():
+        board.add(record)
+    agenda = Agenda(
+        the_plan,
+        {address: record.result.status for address, record in records.items()},
+        workers=devices,
+        largest=execution.cohort,
+    )
+    display = Display(board, console, devices, predicted_seconds(the_plan, records, devices))
+    grid = grids.Grid(the_plan, agenda, store, _Both(display, tracker))
+    tracker.start()
+    if asked.mlflow_uri.startswith("http") and tracker.ready(10) and tracker.link:
+        console.print(f"MLflow: {tracker.link}", highlight=False)
+    with _stopping(grid, raises=cluster is not None):
+        try:
+            with display:
+                if cluster is None:
+                    grids.run_in_process(grid, execution)
+                else:
+                    grids.run_on_ray(grid, execution, cluster)
+        finally:
+            if cluster is not None:
+                grids.disconnect()
+            if sys.exc_info()[0] is not None:
+                tracker.close(5.0)
+    missed = tracker.close(MLFLOW_GRACE_S)
+    if missed:
+        console.print(f"{missed}", style="yellow", highlight=False, markup=False)
+    if grid.stop:
+        raise KeyboardInterrupt
+    for line in display.failures:
+        console.print(f"! {line}", style="red", highlight=False, markup=False)
+    return grid.trouble
+
+
+class _Both:
+    """Tells the display and the tracker."""
+
+    def __init__(self, display: Any, tracker: Any):
+        self.display, self.tracker = display, tracker
+
+    def logged(self, cell: Cell, step: int, metrics: dict[str, float]) -> None:
+        self.tracker.log(cell, step, metrics)
+        self.display.logged(cell, step, metrics)
+        self.display.trouble = self.tracker.trouble or ""
+
+    def recorded(self, record: Record) -> None:
+        self.tracker.finish(record.cell, record)
+        self.display.recorded(record)
+
+    def failed(self, cell: Cell, why: str) -> None:
+        self.display.failed(cell, why)
+
+    def started(self, cohort: Cohort, where: str) -> None:
+        self.display.started(cohort, where)
+
+    def note(self, text: str) -> None:
+        self.display.note(text)
+
+
+class _stopping:  # noqa: N801
+    """Ctrl-C and SIGTERM: the in-process loop saves its progress and stops; with Ray the driver leaves."""
+
+    def __init__(self, grid: Grid, raises: bool):
+        self.grid, self.raises = grid, raises
+        self.before: dict[int, Any] = {}
+
+    def __enter__(self) -> None:
+        import threading
+
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self.before[number] = signal.signal(number, self._handle)
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: object) -> None:
+        again = self.grid.stop
+        self.grid.stop = True
+        if self.raises or again:
+            raise KeyboardInterrupt
+
+
+def _write(
+    the_plan: Plan,
+    records: dict[str, Record],
+    store: Store,
+    folder: Path,
+    asked: Job,
+    console: Console,
+    seconds: float | None,
+) -> None:
+    """Parquet, figures and tables from what the store holds."""
+    if not records:
+        console.print("No network has been trained yet: there is nothing to analyse.")
+        return
+    import analysis
+    from raygrid.export import export
+    from raygrid.preview import note_actual
+
+    results, history = export(the_plan, records, store, folder)
+    note_actual(folder, seconds, records)
+    try:
+        written = analysis.write(folder, folder / "report")
+    except analysis.AnalysisError as error:
+        console.print(f"The results are in {results}, but they could not be analysed: {error}", style="yellow", markup=False)
+        return
+    console.print()
+    console.print(written.summary, highlight=False, markup=False)
+    console.print()
+    for what, path in (("results", results), ("history", history)):
+        console.print(f"{what:<9}{path}", highlight=False, markup=False)
+    for path in written.paths:
+        if path.suffix in (".png", ".html") or path.name == "table1.md":
+            console.print(f"{path.stem:<9}{path}", highlight=False, markup=False)
+    uri = asked.mlflow_uri
+    if uri.startswith("sqlite"):
+        console.print(f"{'MLflow':<9}mlflow ui --backend-store-uri {uri}", highlight=False, markup=False)
+    else:
+        console.print(f"{'MLflow':<9}{uri}", highlight=False, markup=False)
+
+
+def _verdict(the_plan: Plan, records: dict[str, Record], console: Console) -> int:
+    wrong = [cell for cell in the_plan.cells if cell.address not in records or records[cell.address].result.status != "ok"]
+    if not wrong:
+        return 0
+    lost = sum(cell.address not in records for cell in wrong)
+    console.print(
+        f"{len(wrong)} of {len(the_plan.cells)} networks are not ok: {lost} without a record, "
+        f"{len(wrong) - lost} diverged or blocked.", style="yellow", highlight=False,
+    )
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
