@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from analysis.units import EMPTY, Estimate, estimate
+from analysis.units import EMPTY, FEWEST, Estimate, estimate
 from analysis.vocabulary import SHORT, WITHOUT_N, span
 
 if TYPE_CHECKING:
@@ -45,6 +45,14 @@ class Contrast:
     def name(self) -> str:
         """`AnB - BnB`."""
         return formula(self.weights)
+
+    def covered(self, layers: Sequence[int]) -> tuple[int, ...]:
+        """The n to average: those with 3 units or more, if there are any. Units that average different n would differ
+        for that reason alone."""
+        present = {int(n) for n in self.rows["n"].unique()} if len(self.rows) else set()
+        have = tuple(n for n in layers if n in present)
+        full = tuple(n for n in have if self.at([n]).units >= FEWEST)
+        return full or have
 
     def at(self, layers: Sequence[int]) -> Estimate:
         """The estimate over these n: each (task, seed) first averages its n."""

@@ -62,6 +62,11 @@ def find(results: Results) -> Gaps:
             f"{count(int(failed.sum()), 'cell')} whose frozen layers MOVED, so not what they claim: "
             f"{_where(frame[failed])}."
         )
+    planned = results.beside.get("cells")
+    if isinstance(planned, list):
+        absent = len(set(map(str, planned)) - set(frame["cell"]))
+        if absent:
+            lines.append(f"{count(absent, 'planned cell')} of {len(planned):,} without any result yet.")
     lines += unbalanced(scopes.main(results))
     lines += [f"Not in the figures, because of another setting: {line}." for line in scopes.left_out(results)]
     return Gaps(

@@ -28,6 +28,10 @@ from analysis.vocabulary import STATUSES, TREATMENTS, WITHOUT_N, count
 if TYPE_CHECKING:
     import pandas as pd
 
+QUESTION = (
+    "How many layers, counted from the input, can be copied from a network trained on other classes, "
+    "and should they be frozen or fine-tuned?"
+)
 SCORES = ("top1_last", "top1_mean10", "top1_best")
 TEXT = ("study", "cell", "split", "source", "target", "treatment", "network", "dataset", "recipe", "status", "error")
 ABSENT_TEXT = {"study": "study", "split": "unnamed", "status": "ok", "target": "B"}
@@ -51,6 +55,12 @@ class Results:
     beside: dict[str, Any] = field(default_factory=dict)
     """plan.json, as read"""
     study_yaml: str | None = None
+
+    @cached_property
+    def question(self) -> str:
+        """The study's own question from plan.json; the paper's where it has none."""
+        asked = self.beside.get("question")
+        return " ".join(asked.split()) if isinstance(asked, str) and asked.strip() else QUESTION
 
     @cached_property
     def study(self) -> str:

@@ -56,7 +56,7 @@ def main(results: Results) -> Scope:
         if among.any():
             split = _largest(frame[among], "split")
             chosen = frame[frame["split"] == split]
-            return Scope(chosen[chosen["setting"] == _largest(chosen, "setting")], split)
+            return _scope(results, chosen[chosen["setting"] == _largest(chosen, "setting")], split)
     return Scope(frame, "")
 
 
@@ -69,7 +69,29 @@ def other(results: Results) -> Scope | None:
     frame = frame[frame["split"].isin(names)]
     split = "semantic" if "semantic" in names else _largest(frame, "split")
     chosen = frame[frame["split"] == split]
-    return Scope(chosen[chosen["setting"] == _largest(chosen, "setting")], split)
+    return _scope(results, chosen[chosen["setting"] == _largest(chosen, "setting")], split)
+
+
+def _scope(results: Results, chosen: pd.DataFrame, population: str) -> Scope:
+    """With the networks of its tasks that stand under another split's name.
+
+    A base, scratch or selffer network belongs to its task; where two splits share a half, it is trained once and
+    carries one split's name. Here it joins the split whose task it is.
+    """
+    import pandas as pd
+
+    unit_of = chosen.drop_duplicates("task").set_index("task")["unit"]
+    frame = results.frame
+    own = ~frame["treatment"].isin(["transfer", "transfer+"]) & frame["task"].isin(unit_of.index)
+    parts = frame[own & ~frame["cell"].isin(chosen["cell"])]
+    for part in PARTS:
+        here = chosen[part].iloc[0]
+        parts = parts[(parts[part] == here) | (parts[part].isna() & (here != here or here is None))]
+    have = set(zip(chosen["task"], chosen["seed"], chosen["treatment"], chosen["n"], strict=True))
+    keys = zip(parts["task"], parts["seed"], parts["treatment"], parts["n"], strict=True)
+    parts = parts[[key not in have for key in keys]]
+    whole = pd.concat([chosen, parts]) if len(parts) else chosen
+    return Scope(whole.assign(unit=whole["task"].map(unit_of)), population)
 
 
 def peers(results: Results, scope: Scope) -> Scope | None:
@@ -79,7 +101,7 @@ def peers(results: Results, scope: Scope) -> Scope | None:
         return None
     own = frame[frame["setting"] == scope.frame["setting"].iloc[0]]
     own = own if own["treatment"].isin(["transfer", "transfer+"]).any() else own.iloc[:0]
-    return Scope(own, "random") if len(own) else main(results)
+    return _scope(results, own, "random") if len(own) else main(results)
 
 
 def equal_terms(scope: Scope, against: Scope) -> bool:
@@ -98,7 +120,8 @@ def whole(results: Results) -> Scope | None:
     if len(here):
         first = here[list(PARTS)].iloc[0]
         for part in PARTS:
-            same = same[(same[part] == first[part]) | (same[part].isna() & (first[part] != first[part]))]
+            none = first[part] is None or first[part] != first[part]
+            same = same[(same[part] == first[part]) | (same[part].isna() & none)]
     return Scope(same if len(same) else frame[frame["setting"] == _largest(frame, "setting")], "all")
 
 

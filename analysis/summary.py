@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,11 +17,7 @@ from analysis.vocabulary import SHORT, count, span
 if TYPE_CHECKING:
     from analysis.results import Results
     from analysis.scope import Scope
-
-QUESTION = (
-    "How many layers, counted from the input, can be copied from a network trained on other classes, "
-    "and should they be frozen or fine-tuned?"
-)
+    from analysis.verdicts import Judged
 
 
 @dataclass(frozen=True)
@@ -28,15 +25,29 @@ class Summary:
     """Everything that the first screen of a report says."""
 
     title: str
+    question: str
     answer: tuple[str, str]
     table: Table
     gaps: gap.Gaps
     notes: tuple[str, ...]
+    verdicts: tuple[tuple[str, str], ...] = ()
+    """claim and verdict, in the order of claims.py"""
 
     def markdown(self) -> str:
         """summary.md"""
-        lines = [f"# {self.title}", "", f"**Question.** {QUESTION}", "", f"**Answer.** {' '.join(self.answer)}", ""]
-        lines += [self.table.markdown(), "## What is missing or diverged", ""]
+        lines = [
+            f"# {self.title}",
+            "",
+            f"**Question.** {self.question}",
+            "",
+            f"**Answer.** {' '.join(self.answer)}",
+            "",
+        ]
+        lines += [self.table.markdown()]
+        if self.verdicts:
+            lines += ["## The paper's claims on these results", "", "Reasons and estimates: claims.md.", ""]
+            lines += [f"- {claim}: **{verdict}**" for claim, verdict in self.verdicts] + [""]
+        lines += ["## What is missing or diverged", ""]
         lines += [f"- {line}" for line in (tally(self.gaps), *self.gaps.lines)]
         if self.notes:
             lines += ["", "## Read with the results", "", *[f"- {note}" for note in self.notes]]
@@ -54,15 +65,21 @@ class Summary:
                     c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))
                 )
             )
+        if self.verdicts:
+            said = [v for _, v in self.verdicts]
+            counted = ", ".join(f"{said.count(v)} {v}" for v in ("supported", "contradicted", "not decided"))
+            lines += ["", f"The paper's claims on these results: {counted} (claims.md)."]
         return "\n".join([*lines, "", tally(self.gaps), *self.gaps.lines])
 
 
-def summarise(results: Results) -> Summary:
+def summarise(results: Results, verdicts: Sequence[Judged] = ()) -> Summary:
     """The summary of a study."""
     scope = scopes.main(results)
     found = gap.find(results)
     title = f"{results.study}: {count(found.cells, 'network')}, {scope.title}"
-    return Summary(title, answer(scope, results.depth), means(scope, results), found, results.notes)
+    said = tuple((v.claim.key, v.verdict) for v in verdicts)
+    table = means(scope, results)
+    return Summary(title, results.question, answer(scope), table, found, results.notes, said)
 
 
 def tally(gaps: gap.Gaps) -> str:
@@ -70,13 +87,13 @@ def tally(gaps: gap.Gaps) -> str:
     return f"{count(gaps.cells, 'cell')}: {gaps.ok:,} ok, {gaps.diverged:,} diverged, {gaps.blocked:,} blocked."
 
 
-def answer(scope: Scope, depth: int) -> tuple[str, str]:
+def answer(scope: Scope) -> tuple[str, str]:
     """Two sentences: what freezing costs and what fine-tuning gains, on the same tasks, with uncertainty and units."""
     frozen = contrast(scope.frame, {"transfer": 1, "reference": -1})
     tuned = contrast(scope.frame, {"transfer+": 1, "reference": -1})
     control = contrast(scope.frame, {"transfer+": 1, "selffer+": -1})
     if frozen.identified:
-        ns = sorted(int(n) for n in frozen.rows["n"].unique())
+        ns = _covered(frozen)
         one = f"Copying {_layers(ns[0])} and freezing changes accuracy by {_said(frozen.at(ns[:1]))}"
         if len(ns) > 1:
             one += f", copying {_layers(ns[-1])} by {_said(frozen.at(ns[-1:]))}"
@@ -84,19 +101,23 @@ def answer(scope: Scope, depth: int) -> tuple[str, str]:
     else:
         one = f"What frozen transfer costs is {NOT_IDENTIFIED}: {frozen.reason}."
     if tuned.identified:
-        ns = sorted(int(n) for n in tuned.rows["n"].unique())
+        ns = _covered(tuned)
         two = f"Fine-tuning the copied layers too changes it, averaged over n = {span(ns)}, by "
         two += f"{_said(tuned.at(ns))} against {_against(tuned)}"
     else:
         two = f"What transfer with fine-tuning gains is {NOT_IDENTIFIED}: {tuned.reason}"
     if control.identified:
-        ns = sorted(int(n) for n in control.rows["n"].unique())
+        ns = _covered(control)
         two += f", and by {_said(control.at(ns))} against BnB+, the control that never saw the other classes."
     else:
         two += (
             f"; against BnB+, the control that never saw the other classes, it is {NOT_IDENTIFIED}: {control.reason}."
         )
     return one, two
+
+
+def _covered(found: Contrast) -> tuple[int, ...]:
+    return found.covered(sorted(int(n) for n in found.rows["n"].unique()))
 
 
 def _layers(n: int) -> str:

@@ -182,9 +182,11 @@ def _paired(scope: Scope, rows: Sequence[Range]) -> Table:
         line = [layers.label]
         for against in ("scratch", "base", "selffer+"):
             found: Contrast = contrast(scope.frame, {"transfer+": 1, against: -1}, layers.present)
-            value = found.at(layers.present)
+            chosen = found.covered(layers.present)
+            value = found.at(chosen)
             dagger += value.diverged
-            line.append(with_units(value, found.reason))
+            only = f" (n = {span(chosen)})" if found.identified and chosen != layers.present else ""
+            line.append(with_units(value, found.reason) + only)
             entry: dict[str, object] = {"form": "paired", "layers": layers.label, "comparison": found.name}
             records.append(
                 entry | record(value, found.reason) | ({} if found.identified else {"verdict": "not decided"})
@@ -192,7 +194,7 @@ def _paired(scope: Scope, rows: Sequence[Range]) -> Table:
         texts.append(line)
     notes = [
         "Percentage points, on the same task, seed and n. The unit is the split (mean over its halves and seeds); "
-        "brackets: 95 % Student-t interval, from 3 units up.",
+        "brackets: 95 % Student-t interval, from 3 units up. Where some n have 3 units, n with fewer are left out.",
     ]
     if dagger:
         notes.append(f"{DAGGER} includes diverged networks.")

@@ -21,7 +21,7 @@ def write(source: Path, out: Path | None, overlay: str | None) -> analysis.Writt
     """See `analysis.write`."""
     if overlay not in (None, "published"):
         raise AnalysisError(f"overlay {overlay!r}: no such curves; allowed: published")
-    from analysis import decomposition, figure2, figure2_paired, figure3, style, summary, table1, tables
+    from analysis import decomposition, figure2, figure2_paired, figure3, style, summary, table1, tables, verdicts
     from analysis.results import read
 
     results = read(source)
@@ -50,9 +50,11 @@ def write(source: Path, out: Path | None, overlay: str | None) -> analysis.Writt
             skipped.append(reason)
         else:
             paths += style.save(draw(), out, name)
-    page = summary.summarise(results)
+    judged = verdicts.judge(results)
+    page = summary.summarise(results, judged)
     paths += tables.save(table1.tables(scope, results.depth), out, "table1")
     paths += tables.save([decomposition.table(populations(results))], out, "decomposition")
+    paths += tables.save([verdicts.table(judged)], out, "claims", ("md", "csv"))
     (out / "summary.md").write_text(page.markdown(), encoding="utf-8")
     paths.append(out / "summary.md")
     return analysis.Written(out, tuple(paths), page.text(), tuple(skipped))

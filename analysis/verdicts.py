@@ -1,0 +1,298 @@
+"""Supported, contradicted or not decided: how a claim is judged.
+
+The rule, fixed before the results:
+1. Every part is estimated on paired differences; the unit is the split, or the seed where there is one split (then
+   the verdict is "conditional on this split"). Fewer than 3 units, or no shared task: not decided, with the reason.
+2. A direction is tested by t on the mean over the part's layers. An equality is tested by two one-sided t-tests at
+   every layer; the layers jointly take the worst p. Each part has a p for the claim and a p against it (for an
+   equality: that some layer lies beyond the margin, Bonferroni over its layers).
+3. All parts must hold: the p for a claim is the largest of its parts, the p against it the smallest times their
+   number. One part that cannot be estimated leaves the claim undecided, unless another part contradicts it.
+4. For or against, whichever is smaller, is the claim's p (doubled, at most 1: two sides were looked at). Holm over the
+   claims of one family that have a p. Adjusted p <= 0.05: supported, or contradicted; else not decided.
+5. Where some of a part's n have 3 units, n with fewer are left out: they lie on other splits. Layers are named after
+   the joint test only: those whose own test passes Holm within the claim, at the same level.
+6. One semantic split is one unit: no p-value. Its difference to the mean of the random splits is given with its rank
+   among them; with 3 seeds or more, also with a Welch interval, conditional on this split. That interval decides:
+   below zero supported, above zero contradicted, both "for this split"; without it, not decided.
+
+A mean with diverged networks keeps them, and the verdict says so.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from analysis import scope as scopes
+from analysis.claims import CLAIMS, Claim, Part, Semantic
+from analysis.contrasts import Contrast, contrast
+from analysis.tables import Table, points, with_units
+from analysis.units import FEWEST, Estimate, deviation
+from analysis.vocabulary import SHORT, WITHOUT_N, count, layers, span
+
+if TYPE_CHECKING:
+    from analysis.results import Results
+    from analysis.scope import Scope
+
+LEVEL = 0.05
+SUPPORTED, CONTRADICTED, UNDECIDED = "supported", "contradicted", "not decided"
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One claim's verdict."""
+
+    claim: Claim
+    verdict: str
+    reason: str
+    p: float | None = None
+    """for or against, two-sided, before Holm; None where the claim cannot be tested"""
+    adjusted: float | None = None
+    """after Holm over the family"""
+    favours: bool = False
+    """whether `p` speaks for the claim"""
+    conditional: bool = False
+    named: tuple[int, ...] = ()
+    """layers that hold by themselves, after the joint test"""
+    values: tuple[str, ...] = ()
+    """each part's estimate"""
+
+
+@dataclass(frozen=True)
+class _Tested:
+    part: Part
+    found: Contrast
+    estimate: Estimate
+    layers: tuple[int, ...]
+    p_for: float | None = None
+    p_against: float | None = None
+    why: str = ""
+
+
+def judge(results: Results, claims: Sequence[Claim] = CLAIMS) -> list[Judged]:
+    """A verdict on every claim, Holm-adjusted within families."""
+    first = [_semantic(c, c.semantic, results) if c.semantic else _tested(c, results) for c in claims]
+    families: dict[str, list[Judged]] = {}
+    for verdict in first:
+        if verdict.p is not None:
+            families.setdefault(verdict.claim.family, []).append(verdict)
+    adjusted = {
+        v.claim.key: a
+        for family in families.values()
+        for v, a in zip(family, holm([v.p for v in family if v.p is not None]), strict=True)
+    }
+    return [_decided(v, adjusted[v.claim.key], results) if v.claim.key in adjusted else v for v in first]
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """Holm-adjusted p-values, in the order given."""
+    order = sorted(range(len(ps)), key=lambda i: ps[i])
+    adjusted, running = [0.0] * len(ps), 0.0
+    for rank, i in enumerate(order):
+        running = max(running, min(1.0, (len(ps) - rank) * ps[i]))
+        adjusted[i] = running
+    return adjusted
+
+
+def p_above(values: Sequence[float], threshold: float) -> float:
+    """One-sided t-test that the mean is above the threshold; without any scatter, 0, 0.5 or 1."""
+    sd = deviation(values)
+    gap = math.fsum(values) / len(values) - threshold
+    if sd == 0:
+        return 0.5 if abs(gap) < 1e-12 else (0.0 if gap > 0 else 1.0)
+    from scipy.special import stdtr
+
+    return float(stdtr(len(values) - 1, -gap / (sd / math.sqrt(len(values)))))
+
+
+def p_equal(values: Sequence[float], margin: float) -> float:
+    """Two one-sided t-tests that the mean lies within the margin around zero."""
+    return max(p_above(values, -margin), 1 - p_above(values, margin))
+
+
+def p_unequal(values: Sequence[float], margin: float) -> float:
+    """That the mean lies beyond the margin, on either side (Bonferroni)."""
+    return min(1.0, 2 * min(p_above(values, margin), 1 - p_above(values, -margin)))
+
+
+def _scope(part: Part, results: Results) -> Scope | None:
+    if part.where == "main":
+        return scopes.main(results)
+    found = scopes.random_filters(results)
+    return found[0] if found else None
+
+
+def _test(part: Part, results: Results) -> _Tested:
+    """p for and against one part, or why there is none."""
+    scope = _scope(part, results)
+    frame = (scope or scopes.main(results)).frame
+    copied = [t for t in part.weights if t not in (*WITHOUT_N, "reference")]
+    present = frame.loc[frame["treatment"].isin(copied) & frame["score"].notna(), "n"].unique()
+    chosen = layers(part.layers, results.depth, (int(n) for n in present))
+    found = contrast(frame, part.weights, chosen or None)
+    if found.identified:
+        chosen = found.covered(chosen)
+    estimate = found.at(chosen)
+    blank = _Tested(part, found, estimate, chosen)
+    if not found.identified:
+        return replace(blank, why=f"{found.name}: not identified, {found.reason}")
+    if not chosen:
+        return replace(blank, why=f"{found.name}: no network at the layers of this claim ({part.layers})")
+    smallest = min(found.at([n]).units for n in chosen) if part.says == "equal" else estimate.units
+    if smallest < FEWEST:
+        return replace(blank, why=f"{found.name}: {count(smallest, estimate.kind)}, a test needs {FEWEST}")
+    if part.says == "equal":
+        each = [found.at([n]).values for n in chosen]
+        return replace(
+            blank,
+            p_for=max(p_equal(v, part.threshold) for v in each),
+            p_against=min(1.0, len(each) * min(p_unequal(v, part.threshold) for v in each)),
+        )
+    up = p_above(estimate.values, part.threshold)
+    p_for, p_against = (up, 1 - up) if part.says == "above" else (1 - up, up)
+    return replace(blank, p_for=p_for, p_against=p_against)
+
+
+def _tested(claim: Claim, results: Results) -> Judged:
+    """The claim's p, before Holm."""
+    tests = [_test(part, results) for part in claim.parts]
+    values = tuple(_said(t) for t in tests)
+    conditional = any(t.estimate.conditional for t in tests if t.found.identified)
+    missing = [t.why for t in tests if t.why]
+    tested = [t for t in tests if not t.why]
+    against = [t.p_against for t in tested if t.p_against is not None]
+    p_against = min(1.0, len(claim.parts) * min(against)) if against else 1.0
+    p_for = max((t.p_for for t in tested if t.p_for is not None), default=1.0) if not missing else 1.0
+    blank = Judged(claim, UNDECIDED, "; ".join(missing), conditional=conditional, values=values)
+    if not tested or (missing and 2 * p_against > LEVEL):
+        return blank
+    return replace(blank, p=min(1.0, 2 * min(p_for, p_against)), favours=p_for <= p_against)
+
+
+def _decided(verdict: Judged, adjusted: float, results: Results) -> Judged:
+    """The verdict after Holm, its reason in words, and the layers that hold by themselves."""
+    said = f"p = {_p(adjusted)} after Holm over the family {verdict.claim.family!r}"
+    if verdict.conditional:
+        said += ", conditional on this split"
+    if adjusted > LEVEL:
+        reason = f"{said}: neither shown nor refuted"
+        return replace(verdict, adjusted=adjusted, reason=f"{verdict.reason}; {reason}" if verdict.reason else reason)
+    word = SUPPORTED if verdict.favours else CONTRADICTED
+    named = _named(verdict.claim, results) if verdict.favours else ()
+    if named:
+        said += f"; by themselves: n = {span(named)}"
+    return replace(verdict, verdict=word, adjusted=adjusted, reason=said, named=named)
+
+
+def _named(claim: Claim, results: Results) -> tuple[int, ...]:
+    """Layers of a one-part claim that pass their own test, Holm within the claim."""
+    if len(claim.parts) != 1:
+        return ()
+    part, test = claim.parts[0], _test(claim.parts[0], results)
+    able = [n for n in test.layers if test.found.at([n]).units >= FEWEST]
+    ps = []
+    for n in able:
+        values = test.found.at([n]).values
+        if part.says == "equal":
+            ps.append(p_equal(values, part.threshold))
+        else:
+            up = p_above(values, part.threshold)
+            ps.append(2 * min(0.5, up if part.says == "above" else 1 - up))
+    return tuple(n for n, p in zip(able, holm(ps), strict=True) if p <= LEVEL)
+
+
+def _said(test: _Tested) -> str:
+    """`AnB - BnB at n = 1, 2: +0.07 [..] (4 splits)`."""
+    at = f" at n = {span(test.layers)}" if test.layers else ""
+    text = f"{test.found.name}{at}: {with_units(test.estimate, test.found.reason)}"
+    if test.part.says == "equal" and test.found.identified and len(test.layers) > 1:
+        text += "; each " + ", ".join(points(test.found.at([n]).mean) for n in test.layers)
+    if test.found.fallback and test.found.identified:
+        text += f"; no scratch, so against {SHORT[test.found.fallback]}"
+    return text
+
+
+def _semantic(claim: Claim, asked: Semantic, results: Results) -> Judged:
+    """Rule 6: rank and conditional interval, no p-value."""
+    other = scopes.other(results)
+    if other is None:
+        return Judged(claim, UNDECIDED, "this study has no semantic or other split beside the random ones")
+    against = scopes.peers(results, other)
+    if against is None:
+        return Judged(claim, UNDECIDED, "this study has no random splits to hold the other split against")
+    ours, theirs = contrast(other.frame, asked.weights), contrast(against.frame, asked.weights)
+    for found, where in ((ours, other), (theirs, against)):
+        if not found.identified:
+            return Judged(claim, UNDECIDED, f"{found.name} on {where.title}: not identified, {found.reason}")
+    shared = set(ours.rows["n"]) & set(theirs.rows["n"])
+    chosen = layers(asked.layers, results.depth, (int(n) for n in shared))
+    here, there = ours.at(chosen), theirs.at(chosen)
+    if not chosen or not here.units or not there.units:
+        return Judged(claim, UNDECIDED, f"no n of the claim's layers ({asked.layers}) on both kinds of split")
+    at = f"{ours.name} at n = {span(chosen)}"
+    values = (f"{at}, {other.title}: {with_units(here)}", f"{at}, {against.title}: {with_units(there)}")
+    gap = here.mean - there.mean
+    said = f"{points(gap)} points against the mean of {against.title}"
+    if there.kind == "split":
+        rank = 1 + sum(v < here.mean for v in there.values)
+        said += f"; rank {rank} of {there.units + 1} from below, with the random splits"
+    if not scopes.equal_terms(other, against):
+        said += "; not on equal terms (other class counts or setting)"
+    blank = Judged(claim, UNDECIDED, said, conditional=True, values=values)
+    if here.kind != "seed" or here.units < FEWEST or there.units < FEWEST or there.kind != "split":
+        need = f"no interval: it needs {FEWEST} seeds on the one split (has {here.units}) and {FEWEST} random splits"
+        return replace(blank, reason=f"{said}; {need}")
+    low, high = _welch(here.values, there.values)
+    said += f"; [{points(low)}, {points(high)}], conditional on this split"
+    verdict = SUPPORTED if high < 0 else CONTRADICTED if low > 0 else UNDECIDED
+    return replace(blank, verdict=verdict, reason=said + (" (for this split)" if verdict != UNDECIDED else ""))
+
+
+def _welch(a: Sequence[float], b: Sequence[float]) -> tuple[float, float]:
+    """95 % interval of the difference of two means with unequal scatter."""
+    from scipy.special import stdtrit
+
+    va, vb = deviation(a) ** 2 / len(a), deviation(b) ** 2 / len(b)
+    gap = math.fsum(a) / len(a) - math.fsum(b) / len(b)
+    if va + vb == 0:
+        return gap, gap
+    freedom = (va + vb) ** 2 / (va**2 / (len(a) - 1) + vb**2 / (len(b) - 1))
+    half = float(stdtrit(freedom, 0.975)) * math.sqrt(va + vb)
+    return gap - half, gap + half
+
+
+def _p(value: float) -> str:
+    return "< 0.0001" if value < 0.0001 else f"{value:.2g}" if value < 0.095 else f"{value:.2f}"
+
+
+def table(verdicts: Sequence[Judged]) -> Table:
+    """claims.md and claims.csv."""
+    rows, records = [], []
+    for v in verdicts:
+        mark = " (conditional on this split)" if v.conditional and v.verdict != UNDECIDED else ""
+        rows.append([v.claim.key, v.claim.text, v.verdict + mark, v.reason, "; ".join(v.values)])
+        records.append(
+            {
+                "claim": v.claim.key,
+                "family": v.claim.family,
+                "section": v.claim.source,
+                "verdict": v.verdict,
+                "conditional": v.conditional,
+                "p": "" if v.p is None else f"{v.p:.6g}",
+                "p_holm": "" if v.adjusted is None else f"{v.adjusted:.6g}",
+                "layers": " ".join(map(str, v.named)),
+                "reason": v.reason,
+                "estimates": "; ".join(v.values),
+                "text": v.claim.text,
+            }
+        )
+    notes = [
+        "Percentage points. Directions by t on the mean over the layers, equalities by two one-sided t-tests within "
+        "0.5 points at every layer, Holm over each family at 0.05; the unit is the split. Fewer than 3 units or no "
+        "shared task: not decided. One semantic split is one unit: rank and conditional interval, no p-value.",
+    ]
+    columns = ["claim", "in words", "verdict", "reason", "estimates"]
+    return Table("claims", "The paper's claims on these results", columns, rows, records, notes)
