@@ -40,8 +40,8 @@ def draw(results: Results, published: Results) -> Figure:
     mine, yours = figure2_paired.differences(ours, "base"), figure2_paired.differences(theirs, "base")
     third = [{c.look: c.relative for c in figure3.curves(r)} for r in (results, published)]
     rows = 2 if third[0] and not figure3.reason_against(results) else 1
-    fig = style.figure(17, 5.6 * rows)
-    grid = fig.add_gridspec(rows, 3, wspace=0.3, hspace=0.38)
+    fig = style.figure(18, 5.6 * rows)
+    grid = fig.add_gridspec(rows, 3, wspace=0.36, hspace=0.38)
     names = (results.study if len(results.study) < 30 else "this study", "the authors (2014)", "difference")
     for column, scope in enumerate((ours, theirs)):
         ax = fig.add_subplot(grid[0, column])
@@ -69,8 +69,7 @@ def _accuracies(ax: Axes, lines: Lines, depth: int) -> None:
     ends = []
     for treatment in (t for t in CURVES if t in lines):
         means = dict(style.joined(lines[treatment]))
-        start = {0: base} if base else {}
-        style.curve(ax, treatment, {**start, **means}, scale=1.0)
+        style.curve(ax, treatment, figure2.from_base(means, base), scale=1.0)
         ends.append((float(max(means)), means[max(means)].mean, SHORT[treatment], "black"))
     if base:
         ax.axhline(base.mean, color="black", lw=1.5, ls=style.MARKS["base"].line, zorder=1)
@@ -87,7 +86,7 @@ def _gaps(ax: Axes, lines: Mapping[str, Mapping[int, float]], depth: int) -> Non
         ys = [100 * v for v in means.values()]
         ax.plot(list(means), ys, color=mark.color, lw=2, ls=mark.line)
         style.points(ax, name, list(means), ys, [False] * len(ys), scale=0.6)
-        label = {"transfer": "AnB", "semantic": "man-made/natural"}.get(name, SHORT.get(name, name))
+        label = {"transfer": "AnB", "semantic": "semantic"}.get(name, SHORT.get(name, name))
         ends.append((float(max(means)), ys[-1], label, "black"))
     ax.axhline(0, color="black", lw=1.5, ls=style.MARKS["base"].line, zorder=1)
     ax.set_xlim(-0.2, depth - 0.7)

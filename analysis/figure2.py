@@ -107,7 +107,7 @@ def _lines(
     published: Mapping[str, Mapping[int, Estimate]] | None,
 ) -> None:
     base = found.get("base", {}).get(0)
-    curves = {t: _from_base(found[t], base) for t in CURVES if t in found}
+    curves = {t: from_base(found[t], base) for t in CURVES if t in found}
     _shade(ax, curves, base)
     if base:
         ax.plot([-0.2, depth - 1], [base.mean] * 2, color="black", lw=2, ls=style.MARKS["base"].line, zorder=2)
@@ -158,7 +158,7 @@ def _caption(ax: Axes, scope: Scope, found: Mapping[str, Mapping[int, Estimate]]
     ax.text(0, -0.155 - 0.042 * (rows + 0.6), text, transform=ax.transAxes, size=12, va="top", color="#222222")
 
 
-def _from_base(means: Mapping[int, Estimate], base: Estimate | None) -> dict[int, Estimate]:
+def from_base(means: Mapping[int, Estimate], base: Estimate | None) -> dict[int, Estimate]:
     """A line starts at (0, mean base), as in the paper."""
     return {**({0: _bare(base)} if base else {}), **means}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import analysis
@@ -14,50 +15,133 @@ from analysis.errors import AnalysisError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from analysis.report import Picture
     from analysis.results import Results
+    from analysis.summary import Summary
 
 
 def write(source: Path, out: Path | None, overlay: str | None) -> analysis.Written:
     """See `analysis.write`."""
     if overlay not in (None, "published"):
         raise AnalysisError(f"overlay {overlay!r}: no such curves; allowed: published")
-    from analysis import decomposition, figure2, figure2_paired, figure3, style, summary, table1, tables, verdicts
+    from analysis import comparison, decomposition, report, summary, table1, tables, verdicts
     from analysis.results import read
 
     results = read(source)
+    published = read(reference.PATH)
     out = out or (source / "report" if source.is_dir() else Path("report"))
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise AnalysisError(f"--out {out}: cannot make this folder ({error.strerror}); give a folder") from None
-    published = read(reference.PATH) if overlay else None
     scope = scopes.main(results)
-    theirs = scopes.main(published) if published else None
-    drawings: dict[str, tuple[str, Callable[[], Figure]]] = {
-        "figure2": (figure2.reason_against(scope), lambda: figure2.draw(scope, results.depth, theirs)),
+    judged = verdicts.judge(results)
+    page = summary.summarise(results, judged)
+    paths, skipped, pictures = _figures(results, published, published if overlay else None, page, out)
+    ones = table1.tables(scope, results.depth)
+    parts = decomposition.table(populations(results))
+    paths += tables.save(ones, out, "table1")
+    paths += tables.save([parts], out, "decomposition")
+    paths += tables.save([verdicts.table(judged)], out, "claims", ("md", "csv"))
+    (out / "summary.md").write_text(page.markdown(), encoding="utf-8")
+    paths.append(out / "summary.md")
+    learning, reason = _learning(results)
+    if reason:
+        skipped.append(reason)
+    beside = pictures.pop("comparison", None)
+    shown = report.Page(
+        results=results,
+        summary=page,
+        figures=list(pictures.values()),
+        decomposition=parts,
+        table1=ones,
+        verdicts=judged,
+        comparison=beside,
+        comparison_tables=comparison.tables(results, published) if beside else [],
+        learning=learning,
+        skipped=[s for s in skipped if not s.startswith("comparison")],
+    )
+    paths.append(report.write(shown, out))
+    return analysis.Written(out, tuple(paths), page.text(), tuple(skipped))
+
+
+def _figures(
+    results: Results, published: Results, overlay: Results | None, page: Summary, out: Path
+) -> tuple[list[Path], list[str], dict[str, Picture]]:
+    """Draw what can be drawn; the paths, the reasons for what cannot, and the pictures of the report."""
+    from analysis import comparison, figure2, figure2_paired, figure3, report, style
+
+    scope, depth = scopes.main(results), results.depth
+    theirs = scopes.main(overlay) if overlay else None
+    numbers = "; ".join(f"{row[0]}: {', '.join(filter(None, row[1:]))}" for row in page.table.rows)
+    drawings: dict[str, tuple[str, Callable[[], Figure], str, str, str]] = {
+        "figure2": (
+            figure2.reason_against(scope),
+            lambda: figure2.draw(scope, depth, theirs),
+            "Figure 2",
+            f"Top-1 accuracy against the number of copied layers n. Mean per cent (units) from n = 0 up: {numbers}",
+            "Top: every network. Bottom: means, with the explanations of the paper that hold here.",
+        ),
         "figure2_paired": (
             figure2_paired.reason_against(scope),
-            lambda: figure2_paired.draw(scope, results.depth, theirs),
+            lambda: figure2_paired.draw(scope, depth, theirs),
+            "Figure 2, paired",
+            f"Differences of accuracy on the same task and seed, in points, against n. {' '.join(page.answer)}",
+            "The same networks minus the reference of their own task and seed.",
         ),
-        "figure3": (figure3.reason_against(results), lambda: figure3.draw(results, published)),
+        "figure3": (
+            figure3.reason_against(results),
+            lambda: figure3.draw(results, overlay),
+            "Figure 3",
+            "Accuracy relative to the base of the same task, in points, against n: " + _spoken(results),
+            "Dissimilar halves and random filters beside random splits.",
+        ),
+        "comparison": (
+            comparison.reason_against(results),
+            lambda: comparison.draw(results, published),
+            "Side by side",
+            "Three columns: this study, the authors' networks, and the difference; the numbers are in the table below.",
+            "Figures 2 and 3 in the paper's layout: ours, the authors', ours minus theirs.",
+        ),
     }
     paths: list[Path] = []
     skipped: list[str] = []
-    for name, (reason, draw) in drawings.items():
+    pictures: dict[str, Picture] = {}
+    for name, (reason, draw, title, alt, caption) in drawings.items():
         for kind in ("png", "svg"):
             (out / f"{name}.{kind}").unlink(missing_ok=True)  # an older study's figure must not stay behind
         if reason:
             skipped.append(reason)
-        else:
-            paths += style.save(draw(), out, name)
-    judged = verdicts.judge(results)
-    page = summary.summarise(results, judged)
-    paths += tables.save(table1.tables(scope, results.depth), out, "table1")
-    paths += tables.save([decomposition.table(populations(results))], out, "decomposition")
-    paths += tables.save([verdicts.table(judged)], out, "claims", ("md", "csv"))
-    (out / "summary.md").write_text(page.markdown(), encoding="utf-8")
-    paths.append(out / "summary.md")
-    return analysis.Written(out, tuple(paths), page.text(), tuple(skipped))
+            continue
+        paths += style.save(draw(), out, name)
+        pictures[name] = report.picture(title, alt, out / f"{name}.svg", caption)
+    return paths, skipped, pictures
+
+
+def _spoken(results: Results) -> str:
+    """Figure 3 in words, for those who cannot see it."""
+    from analysis import figure3
+    from analysis.tables import points
+
+    return "; ".join(
+        f"{label}: " + ", ".join(f"n = {n} {points(v, 1)}" for n, v in means.items())
+        for label, means in figure3.table(results).items()
+    )
+
+
+def _learning(results: Results) -> tuple[Picture | None, str]:
+    """The learning curves as a picture of the report only, or why there are none."""
+    from analysis import learning, report, style
+
+    reason = learning.reason_against(results)
+    drawn = None if reason else learning.draw(results)
+    if drawn is None:
+        return None, reason or "learning curves: history.parquet has no row of these cells"
+    with TemporaryDirectory() as folder:
+        svg = style.save(drawn, Path(folder), "learning")[0]
+        alt = "Test accuracy against epochs, one panel a treatment, one line a network of a sample, marked with its n"
+        caption = "A sample of networks, spread evenly over n, splits and seeds; dotted: diverged."
+        return report.picture("Learning curves", alt, svg, caption), ""
 
 
 def populations(results: Results) -> list[scopes.Scope]:

@@ -1,0 +1,189 @@
+"""report.html: one self-contained page that can be sent on: no network, under 1 MB, light and dark, paper and phone.
+
+Figures are inline SVG with alt texts on white cards; tables are HTML; the table of cells sorts with a few lines of
+script and is cut, with a sentence that says so, where it would make the page too large. Whatever is skipped has its
+reason on the page.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from analysis.tables import Table, points
+from analysis.vocabulary import count
+
+if TYPE_CHECKING:
+    from analysis.results import Results
+    from analysis.summary import Summary
+    from analysis.verdicts import Judged
+
+LIMIT = 1_000_000
+"""bytes"""
+FIGURE_LIMIT = 220_000
+"""bytes of an inline SVG; a larger one is embedded as PNG"""
+TEMPLATE = Path(__file__).with_name("report.html.j2")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One figure of the page."""
+
+    title: str
+    alt: str
+    body: str
+    """SVG or img element"""
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Page:
+    """Everything that the template shows."""
+
+    results: Results
+    summary: Summary
+    figures: Sequence[Picture]
+    decomposition: Table
+    table1: Sequence[Table]
+    verdicts: Sequence[Judged]
+    comparison: Picture | None
+    comparison_tables: Sequence[Table]
+    learning: Picture | None
+    skipped: Sequence[str]
+
+
+def picture(title: str, alt: str, svg: Path, caption: str = "") -> Picture:
+    """An SVG file as an inline element, its ids made its own; the PNG beside it where the SVG is too large."""
+    text = svg.read_text(encoding="utf-8")
+    png = svg.with_suffix(".png")
+    if len(text) > FIGURE_LIMIT and png.exists():
+        data = base64.b64encode(png.read_bytes()).decode()
+        return Picture(title, alt, f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{data}">', caption)
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL)
+    prefix = svg.stem
+    text = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}-\1"', text)
+    text = re.sub(r'href="#([^"]+)"', rf'href="#{prefix}-\1"', text)
+    text = re.sub(r"url\(#([^)]+)\)", rf"url(#{prefix}-\1)", text)
+    text = re.sub(r"\n\s*", "\n", text)
+    label = html.escape(alt, quote=True)
+    opening = f'<svg role="img" aria-label="{label}" '
+    text = text.replace("<svg ", opening, 1)
+    close = text.index(">", text.index("<svg")) + 1
+    return Picture(title, alt, text[:close] + f"<title>{label}</title>" + text[close:], caption)
+
+
+def write(page: Page, out: Path) -> Path:
+    """Render the page; the table of cells takes what room is left under 1 MB."""
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["minus"] = lambda text: re.sub(r"(?<![\w.])-(?=\d)", "\u2212", str(text))
+    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    rows = cell_rows(page.results)
+    made = provenance(page.results)
+    common: dict[str, Any] = {"page": page, "made": made, "count": count, "points": points}
+    bare = template.render(**common, rows=[], left=len(rows))
+    kept, size = [], len(bare.encode()) + 20_000
+    for row in rows:
+        size += sum(len(value.encode()) + 12 for value in row.values()) + 60
+        if size > LIMIT:
+            break
+        kept.append(row)
+    path = out / "report.html"
+    path.write_text(template.render(**common, rows=kept, left=len(rows) - len(kept)), encoding="utf-8")
+    return path
+
+
+def cell_rows(results: Results) -> list[dict[str, str]]:
+    """The table of cells: what is not ok first, then in the order of the results. Accuracies in per cent."""
+    frame = results.frame.assign(_late=results.frame["status"] == "ok").sort_values("_late", kind="stable")
+    frame = frame.head(6000)  # more would not fit under 1 MB
+    columns = {
+        "checkpoint": _column(frame, "checkpoint_uri"),
+        "sha": _column(frame, "checkpoint_sha256"),
+        "why": [a or b for a, b in zip(_column(frame, "error"), _column(frame, "reason"), strict=True)],
+    }
+    rows = []
+    for i, cell in enumerate(frame.itertuples(index=False)):
+        rows.append(
+            {
+                "cell": str(cell.cell),
+                "treatment": str(cell.treatment),
+                "n": str(cell.n),
+                "split": str(cell.unit),
+                "way": f"{cell.source or '-'} > {cell.target}",
+                "seed": str(cell.seed),
+                "status": str(cell.status),
+                "score": "" if cell.score != cell.score else f"{100 * float(str(cell.score)):.2f}",
+                "seconds": "" if cell.duration_s != cell.duration_s else f"{float(str(cell.duration_s)):.0f}",
+                "checkpoint": columns["checkpoint"][i],
+                "sha": columns["sha"][i][:12],
+                "why": columns["why"][i],
+            }
+        )
+    return rows
+
+
+def _column(frame: Any, name: str) -> list[str]:
+    if name not in frame.columns:
+        return [""] * len(frame)
+    return ["" if v is None or v != v else str(v) for v in frame[name]]
+
+
+def provenance(results: Results) -> list[tuple[str, str]]:
+    """How it was made: what the results and the plan beside them say."""
+    frame = results.frame
+    found = [("results", results.source.name), ("score", results.score)]
+    for column, label in (
+        ("raygrid_version", "raygrid"),
+        ("commit", "commit"),
+        ("torch", "PyTorch"),
+        ("device", "hardware"),
+        ("dataset", "data"),
+        ("data_sha256", "data content (sha256)"),
+        ("network", "network"),
+        ("recipe", "recipe"),
+    ):
+        values = sorted({v for v in _column(frame, column) if v})
+        if values:
+            found.append((label, ", ".join(values[:4]) + (f" and {len(values) - 4} more" if len(values) > 4 else "")))
+    if frame["images_seen"].notna().any():
+        found.append(("images seen in training", f"{frame['images_seen'].sum():,.0f}"))
+    if frame["duration_s"].notna().any():
+        found.append(("training time, all networks", duration(float(frame["duration_s"].sum()))))
+    plan: Mapping[str, Any] = results.beside
+    for key, label in (("predicted_seconds", "predicted time"), ("wall_seconds", "actual time")):
+        value = plan.get(key)
+        if isinstance(value, int | float):
+            found.append((label, duration(float(value))))
+    predicted, actual = plan.get("predicted_seconds"), plan.get("wall_seconds")
+    if isinstance(predicted, int | float) and isinstance(actual, int | float) and predicted > 0:
+        found.append(("actual against predicted", f"{100 * (actual / predicted - 1):+.0f} %"))
+    return found + _versions()
+
+
+def _versions() -> list[tuple[str, str]]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    names = []
+    for name in ("numpy", "pandas", "scipy", "matplotlib"):
+        try:
+            names.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            continue
+    return [("analysed with", ", ".join(names))]
+
+
+def duration(seconds: float) -> str:
+    """`48 s`, `7.2 min`, `3.4 h`, `12.1 days`."""
+    for size, unit in ((86400 * 2, "days"), (5400, "h"), (90, "min")):
+        if seconds >= size:
+            return f"{seconds / {'days': 86400, 'h': 3600, 'min': 60}[unit]:,.1f} {unit}"
+    return f"{seconds:.0f} s"
