@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import weakref
 from collections.abc import Iterator
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 from raygrid.study import COPYING, FROZEN, Frozen, Half, Network, Recipe, Treatment
@@ -27,6 +28,44 @@ def canonical(value: object) -> str:
 def digest(value: object, length: int = 64) -> str:
     """Beginning of the sha256 of a value's canonical JSON."""
     return hashlib.sha256(canonical(value).encode()).hexdigest()[:length]
+
+
+_texts: dict[int, tuple[weakref.ref[Frozen], str]] = {}
+
+
+def _text(value: object) -> str:
+    """Canonical JSON of a field. A model's is made once: thousands of cells share one recipe and one task.
+
+    Kept beside the object, not in it: what lies in a pydantic model's `__dict__` goes with its copies.
+    """
+    if type(value) is int:
+        return str(value)
+    if type(value) is str:
+        return _quoted(value)
+    key = id(value)
+    known = _texts.get(key)
+    if known is None or known[0]() is not value:
+        if isinstance(value, Task):
+            return value.identity_text
+        if not isinstance(value, Frozen):
+            return canonical(value)
+        text = canonical(value.model_dump(mode="json"))
+        known = _texts[key] = (weakref.ref(value, lambda _: _texts.pop(key, None)), text)
+    return known[1]
+
+
+@lru_cache(maxsize=4096)
+def _quoted(value: str) -> str:
+    return canonical(value)
+
+
+def _joined(items: list[tuple[str, object]]) -> str:
+    """Canonical JSON of an object, put together from its values'; keys must come in order."""
+    return "{" + ",".join([f'"{key}":{_text(value)}' for key, value in items]) + "}"
+
+
+def _short(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:HASH_LENGTH]
 
 
 def seed_from(*names: str | int | None) -> int:
@@ -74,9 +113,14 @@ class Task(Frozen):
         }
 
     @cached_property
+    def identity_text(self) -> str:
+        """Canonical JSON of the identity."""
+        return canonical(self.identity)
+
+    @cached_property
     def id(self) -> str:
         """Short content hash: two splits that give the same classes give the same task."""
-        return digest(self.identity, HASH_LENGTH)
+        return _short(self.identity_text)
 
     @property
     def label(self) -> str:
@@ -124,8 +168,9 @@ class Cell(Frozen):
 
     @cached_property
     def hash(self) -> str:
-        """Content hash of the identity."""
-        return digest(self.identity, HASH_LENGTH)
+        """Content hash of the identity: equals `digest(self.identity, HASH_LENGTH)`, put together from shared parts."""
+        fields = self.__dict__
+        return _short(_joined([(key, fields[key]) for key in _CELL_FIELDS]))
 
     @cached_property
     def address(self) -> str:
@@ -187,23 +232,27 @@ class Cell(Frozen):
     def stream(self) -> str:
         """The ordered, augmented batches that the cell trains on: cells with equal streams can share a cohort."""
         recipe = self.recipe
-        return digest(
-            {
-                "task": self.target.identity,
-                "seed": self.seed,
-                "phase": self.phase,
-                "image_size": self.image_size,
-                "batch_size": recipe.batch_size,
-                "order": recipe.order,
-                "augmentation": recipe.augmentation.model_dump(mode="json"),
-                "threads": recipe.numerics.threads,
-            },
-            HASH_LENGTH,
+        return _short(
+            _joined(
+                [
+                    ("augmentation", recipe.augmentation),
+                    ("batch_size", recipe.batch_size),
+                    ("image_size", self.image_size),
+                    ("order", recipe.order),
+                    ("phase", self.phase),
+                    ("seed", self.seed),
+                    ("task", self.target),
+                    ("threads", recipe.numerics.threads),
+                ]
+            )
         )
 
     def steps(self, facts: DatasetFacts) -> int:
         """Training steps; `base-long` makes twice as many."""
         return self.recipe.steps(self.target.images(facts)) * (2 if self.treatment == "base-long" else 1)
+
+
+_CELL_FIELDS = sorted(Cell.model_fields)
 
 
 def difference(one: Cell, other: Cell) -> list[tuple[str, Any, Any]]:

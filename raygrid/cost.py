@@ -73,8 +73,8 @@ def _stage_cost(shape: StageShape, first: bool) -> StageCost:
     )
 
 
-LRN_PASSES = 8
-"""memory traffic of local response normalisation, in values written for every value that it puts out (assumption)"""
+LRN_PASSES = 16
+"""memory traffic of local response normalisation: values written for every value put out (fitted on one CPU core)"""
 
 
 # --- a whole training ------------------------------------------------------------------------------------------------
@@ -304,7 +304,7 @@ DEVICES: dict[str, Device] = {
         flops_per_s=226e9,
         fp32_flops_per_s=121e9,
         element_s=2.3e-9,
-        bytes_per_s=20e9,
+        bytes_per_s=12e9,
         launch_s=20e-6,
         memory=3 * _GB,
         fixed_bytes=_GB // 2,

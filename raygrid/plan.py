@@ -1,20 +1,55 @@
-"""From a study to the networks to train, what each of them waits for, and the cohorts that train side by side.
+"""From a study to the networks to train, what each of them waits for, and what that will cost.
 
-A plan is arithmetic: no torch, no Ray, no files. `Agenda` is the one place that decides what is trained next; the Ray
-search algorithm, the in-process back end and the simulator all ask it.
+A plan is arithmetic: no torch, no Ray, no files. What is trained next is decided by `agenda`; how long it takes on G
+devices is played through by `simulation`.
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
-from raygrid.cell import Cell, DatasetFacts, Task
+from raygrid.agenda import Agenda, Cohort
+from raygrid.cell import Cell, DatasetFacts, Task, difference
+from raygrid.cost import Ideal, Meter, cohort_bytes, ideal
 from raygrid.errors import StudyError
+from raygrid.simulation import Simulation, simulate
 from raygrid.splits import Halves, divide
 from raygrid.study import COPYING, LAYERED, TREATMENTS, Block, Study
+
+__all__ = ["Agenda", "Cohort", "Plan", "Simulation", "Summary", "addresses", "explain", "plan", "simulate"]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a plan comes to, for people. Plain numbers."""
+
+    cells: int
+    counts: dict[str, int]
+    """networks by treatment, in the order of the paper"""
+    existing: int
+    """how many have records already; what follows but `ideal` is about the others"""
+    ideal: Ideal
+    """FLOPs and full trainings of the whole plan, rung by rung"""
+    trainings_saved: int
+    """trainings that sharing bases saves: every copying cell would need its own"""
+    devices: int
+    kind: str
+    """device kind that seconds and memory are meant for, a key of `cost.DEVICES`"""
+    cohorts: int
+    largest_cohort: int
+    """cells"""
+    peak_bytes: int
+    """predicted device memory of the cohort that needs most"""
+    input_passes: int
+    """trainings' worth of images to decode and augment"""
+    seconds: float
+    """predicted time from the first step to the last, without the start-up of Ray and its workers"""
+    device_seconds: float
+    """predicted time summed over devices while they train"""
 
 
 @dataclass(frozen=True)
@@ -32,13 +67,60 @@ class Plan:
     @cached_property
     def counts(self) -> dict[str, int]:
         """Number of networks by treatment, in the order of the paper."""
-        found = Counter(cell.treatment for cell in self.cells)
+        found: Counter[str] = Counter(cell.treatment for cell in self.cells)
         return {treatment: found[treatment] for treatment in TREATMENTS if found[treatment]}
 
     @property
     def trainings_if_independent(self) -> int:
         """Trainings that the same cells would cost if each trained its own base."""
         return len(self.cells) + sum(cell.treatment in COPYING for cell in self.cells)
+
+    def summary(
+        self,
+        devices: int = 1,
+        kind: str = "cpu",
+        done: Mapping[str, str] | None = None,
+        memory: int | None = None,
+    ) -> Summary:
+        """What the plan comes to on `devices` devices of a kind; `done` maps cells with records to their status.
+
+        Raises UserError for a device kind that is not known.
+        """
+        meter = Meter(self.facts)
+        played = simulate(
+            self, devices, kind=kind, largest=self.study.execution.cohort, memory=memory, meter=meter, done=done
+        )
+        return Summary(
+            cells=len(self.cells),
+            counts=self.counts,
+            existing=sum(cell.address in (done or {}) for cell in self.cells),
+            ideal=ideal(self.cells, self.facts),
+            trainings_saved=self.trainings_if_independent - len(self.cells),
+            devices=devices,
+            kind=kind,
+            cohorts=len(played.cohorts),
+            largest_cohort=max((len(cohort.cells) for cohort in played.cohorts), default=0),
+            peak_bytes=max((cohort_bytes(cohort.cells, meter, kind) for cohort in played.cohorts), default=0),
+            input_passes=played.input_passes,
+            seconds=played.makespan,
+            device_seconds=played.busy * played.makespan * devices,
+        )
+
+
+def explain(cell: Cell, others: Iterable[Cell]) -> tuple[Cell, list[tuple[str, Any, Any]]] | None:
+    """The nearest of the other cells, and the fields in which it differs: (key, this cell's value, its value).
+
+    None where there are no others; no differences where the cell itself is among them.
+    """
+
+    def parts(one: Cell) -> tuple[object, ...]:
+        source = one.source.id if one.source else None
+        return (one.treatment, one.n, one.seed, one.target.id, source, one.network, one.recipe, one.outputs)
+
+    mine = parts(cell)
+    ranked = sorted(others, key=lambda other: sum(a != b for a, b in zip(mine, parts(other), strict=True)))
+    found = [(other, difference(cell, other)) for other in ranked[:20]]
+    return min(found, key=lambda pair: len(pair[1]), default=None)
 
 
 def plan(study: Study, facts: DatasetFacts) -> Plan:
@@ -66,13 +148,34 @@ def _block_cells(study: Study, block: Block, facts: DatasetFacts) -> Iterable[Ce
         )
     for split in block.splits:
         halves = divide(split, facts.classes, facts.groups)
-        for name in ("all",) if halves.whole else block.targets:
-            target = _task(halves, name, block, facts)
-            others = [target] if halves.whole else [_task(halves, half, block, facts) for half in ("A", "B")]
+        tasks = {half: _task(halves, half, block, facts) for half in (("all",) if halves.whole else ("A", "B"))}
+        known: dict[tuple[str, int, str], Any] = {}
+        for half in ("all",) if halves.whole else block.targets:
+            other = tasks[{"A": "B", "B": "A", "all": "all"}[half]]
             for seed in block.seeds:
                 for treatment in block.treatments:
                     for n in layers if treatment in LAYERED else (0,):
-                        yield _cell(study, block, facts, target, others, seed, treatment, n)
+                        cell = _cell(study, block, facts, tasks[half], other, seed, treatment, n)
+                        _share(cell, known)
+                        yield cell
+
+
+def _share(cell: Cell, known: dict[tuple[str, int, str], Any]) -> None:
+    """Give a cell the base and the stream that its siblings worked out: equal to its own, at a third of the time."""
+    kept = cell.__dict__  # where cached_property keeps them
+    key = (cell.target.half, cell.seed, cell.phase)
+    stream = known.get(key)
+    if stream is None:
+        known[key] = cell.stream
+    else:
+        kept["stream"] = stream
+    if cell.source is not None:
+        key = (cell.source.half, cell.seed, "as base")
+        base = known.get(key)
+        if base is None:
+            known[key] = cell.base
+        else:
+            kept["base"] = base
 
 
 def _task(halves: Halves, half: str, block: Block, facts: DatasetFacts) -> Task:
@@ -106,7 +209,7 @@ def _cell(
     block: Block,
     facts: DatasetFacts,
     target: Task,
-    others: Sequence[Task],
+    other: Task,
     seed: int,
     treatment: str,
     n: int,
@@ -115,7 +218,7 @@ def _cell(
     if treatment.startswith("selffer"):
         source = target
     elif treatment.startswith("transfer"):
-        source = next(task for task in others if task.half != target.half)
+        source = other
     return Cell(
         network=study.network,
         target=target,
@@ -127,106 +230,6 @@ def _cell(
         outputs=len(facts.classes) if block.recipe.outputs == "dataset" else len(target.classes),
         image_size=facts.image_size,
     )
-
-
-# --- what is trained next --------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Cohort:
-    """Cells that share one stream and train side by side on one device."""
-
-    cells: tuple[Cell, ...]
-
-    @property
-    def title(self) -> str:
-        return self.cells[0].title if len(self.cells) == 1 else f"{self.cells[0].target.label} x {len(self.cells)}"
-
-
-@dataclass
-class Agenda:
-    """Hands out cohorts of cells whose bases have records; forms each when it is asked and never re-forms one.
-
-    `done` maps the address of every cell that has a record to its status.
-    """
-
-    plan: Plan
-    done: Mapping[str, str]
-    workers: int = 1
-    largest: int | None = None
-    """most cells a cohort (`execution.cohort`)"""
-    waiting: dict[str, list[Cell]] = field(default_factory=dict)
-    """cells by the address of the base that they wait for"""
-    ready: dict[str, list[Cell]] = field(default_factory=dict)
-    """cells by stream"""
-    running: dict[str, Cohort] = field(default_factory=dict)
-    """cohorts handed out, by the address of their first cell"""
-    blocked: list[Cell] = field(default_factory=list)
-    """cells whose base has no usable checkpoint; taken away by whoever writes their records"""
-
-    def __post_init__(self) -> None:
-        self._status = dict(self.done)
-        self.waiting, self.ready = defaultdict(list), defaultdict(list)
-        for cell in self.plan.cells:
-            if cell.address not in self._status:
-                self._add(cell)
-
-    def _add(self, cell: Cell) -> None:
-        base = cell.base
-        if base is None or self._status.get(base.address) == "ok":
-            self.ready[cell.stream].append(cell)
-        elif base.address in self._status:
-            self.blocked.append(cell)
-            self._status[cell.address] = "blocked"
-        else:
-            self.waiting[base.address].append(cell)
-
-    @property
-    def left(self) -> int:
-        """Cells not yet handed out."""
-        return sum(map(len, self.waiting.values())) + sum(map(len, self.ready.values()))
-
-    @property
-    def over(self) -> bool:
-        """Nothing is left and nothing runs."""
-        return not self.left and not self.running
-
-    def take(self) -> Cohort | None:
-        """The next cohort, or None while nothing is ready."""
-        streams = [key for key, cells in self.ready.items() if cells]
-        if not streams:
-            return None
-        stream = max(streams, key=lambda key: (self._gates(key), len(self.ready[key])))
-        cells = self.ready.pop(stream)
-        size = self._size(len(cells), len(streams))
-        chosen, rest = cells[:size], cells[size:]
-        if rest:
-            self.ready[stream] = rest
-        cohort = Cohort(tuple(chosen))
-        self.running[chosen[0].address] = cohort
-        return cohort
-
-    def _gates(self, stream: str) -> int:
-        return sum(len(self.waiting.get(cell.address, ())) for cell in self.ready[stream])
-
-    def _size(self, cells: int, streams: int) -> int:
-        """A stream goes out whole, unless devices would idle."""
-        idle = max(1, self.workers - len(self.running))
-        share = -(-cells // max(1, -(-idle // streams)))
-        return min(share, self.largest or cells)
-
-    def finish(self, cohort: Cohort, outcomes: Mapping[str, str]) -> None:
-        """Take note of a cohort's end: address -> status. Cells without an outcome go back to the agenda."""
-        self.running.pop(cohort.cells[0].address, None)
-        for cell in cohort.cells:
-            if cell.address in outcomes:
-                self._status[cell.address] = outcomes[cell.address]
-        for cell in cohort.cells:
-            if cell.address not in outcomes:
-                self._add(cell)
-            else:
-                for dependant in self.waiting.pop(cell.address, ()):
-                    self._add(dependant)
 
 
 def addresses(cells: Collection[Cell]) -> list[str]:
