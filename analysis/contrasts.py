@@ -13,23 +13,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
-from analysis.units import EMPTY, FEWEST, Estimate, estimate
+from analysis.units import FEWEST, Estimate, Row, estimate
 from analysis.vocabulary import SHORT, WITHOUT_N, span
 
 if TYPE_CHECKING:
-    import pandas as pd
-
-KEY = ["unit", "task", "seed"]
+    from analysis.scope import Scope, Side
 
 
 @dataclass(frozen=True)
 class Contrast:
     """The paired differences of one weighted sum of treatments, in fractions."""
 
-    rows: pd.DataFrame
-    """unit, task, seed, n, value, diverged: one row a complete set of networks"""
+    rows: tuple[Row, ...]
+    """one row a complete set of networks"""
     weights: Mapping[str, float]
     reason: str = ""
     """why it is not identified; empty where it is"""
@@ -46,18 +45,35 @@ class Contrast:
         """`AnB - BnB`."""
         return formula(self.weights)
 
+    @cached_property
+    def _by_n(self) -> dict[int, list[Row]]:
+        found: dict[int, list[Row]] = {}
+        for row in self.rows:
+            found.setdefault(row.n, []).append(row)
+        return found
+
+    @cached_property
+    def _estimates(self) -> dict[tuple[int, ...], Estimate]:
+        return {}
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The n that have pairs."""
+        return tuple(sorted(self._by_n))
+
     def covered(self, layers: Sequence[int]) -> tuple[int, ...]:
         """The n to average: those with 3 units or more, if there are any. Units that average different n would differ
         for that reason alone."""
-        present = {int(n) for n in self.rows["n"].unique()} if len(self.rows) else set()
-        have = tuple(n for n in layers if n in present)
+        have = tuple(n for n in layers if n in self._by_n)
         full = tuple(n for n in have if self.at([n]).units >= FEWEST)
         return full or have
 
     def at(self, layers: Sequence[int]) -> Estimate:
         """The estimate over these n: each (task, seed) first averages its n."""
-        rows = self.rows[self.rows["n"].isin(list(layers))] if len(self.rows) else self.rows
-        return estimate(rows) if len(rows) else EMPTY
+        key = tuple(layers)
+        if key not in self._estimates:
+            self._estimates[key] = estimate(row for n in key for row in self._by_n.get(n, ()))
+        return self._estimates[key]
 
 
 def formula(weights: Mapping[str, float]) -> str:
@@ -70,70 +86,67 @@ def formula(weights: Mapping[str, float]) -> str:
     return text
 
 
-def contrast(frame: pd.DataFrame, weights: Mapping[str, float], layers: Sequence[int] | None = None) -> Contrast:
-    """Pair the treatments of `weights` on task and seed within one scope's frame; `layers` limits n."""
+def contrast(scope: Scope, weights: Mapping[str, float], layers: Sequence[int] | None = None) -> Contrast:
+    """Pair the treatments of `weights` on task and seed within one scope; `layers` limits n."""
+    key = (tuple(weights.items()), None if layers is None else tuple(layers))
+    if key not in scope.contrasts:
+        scope.contrasts[key] = _contrast(scope, weights, layers)
+    return scope.contrasts[key]
+
+
+def _contrast(scope: Scope, weights: Mapping[str, float], layers: Sequence[int] | None) -> Contrast:
     if "reference" not in weights:
-        return _paired(frame, weights, layers, "")
-    first = _paired(frame, _resolved(weights, "scratch"), layers, "")
+        return _paired(scope, weights, layers, "")
+    first = _paired(scope, _resolved(weights, "scratch"), layers, "")
     if first.identified:
         return first
-    second = _paired(frame, _resolved(weights, "base"), layers, "base")
-    return second if second.identified or (frame["treatment"] == "base").any() else first
+    second = _paired(scope, _resolved(weights, "base"), layers, "base")
+    return second if second.identified or "base" in scope.sides else first
 
 
 def _resolved(weights: Mapping[str, float], treatment: str) -> dict[str, float]:
     return {treatment if t == "reference" else t: w for t, w in weights.items()}
 
 
-def _paired(frame: pd.DataFrame, weights: Mapping[str, float], layers: Sequence[int] | None, fallback: str) -> Contrast:
-    import pandas as pd
-
-    none = pd.DataFrame({c: [] for c in [*KEY, "n", "value", "diverged"]})
-    sides = {t: _side(frame, t, layers) for t in weights}
+def _paired(scope: Scope, weights: Mapping[str, float], layers: Sequence[int] | None, fallback: str) -> Contrast:
+    sides = {t: _side(scope, t, layers) for t in weights}
     for treatment, side in sides.items():
-        if side.empty:
+        if not side:
             where = "" if layers is None or treatment in WITHOUT_N else f" at n = {span(layers)}"
-            return Contrast(
-                none, weights, f"no {SHORT.get(treatment, treatment)} network with a score{where}", fallback
-            )
-    joined = None
-    for treatment, side in sides.items():
-        side = side.assign(value=side["score"] * weights[treatment]).drop(columns="score")
-        if joined is None:
-            joined = side
-            continue
-        on = KEY + (["n"] if "n" in joined.columns and "n" in side.columns else [])
-        joined = joined.merge(side, on=on, suffixes=("", "_r"))
-        joined["value"] += joined.pop("value_r")
-        joined["diverged"] |= joined.pop("diverged_r")
-    assert joined is not None
-    if joined.empty:
-        return Contrast(none, weights, _why(sides), fallback)
-    if "n" not in joined.columns:
-        joined["n"] = 0
-    return Contrast(joined[[*KEY, "n", "value", "diverged"]], weights, "", fallback)
+            return Contrast((), weights, f"no {SHORT.get(treatment, treatment)} network with a score{where}", fallback)
+    with_n = [t for t in weights if t not in WITHOUT_N]
+    leading = min(with_n or weights, key=lambda t: len(sides[t]))
+    rows = []
+    for unit, task, seed, n in sides[leading]:
+        value, diverged = 0.0, False
+        for treatment, weight in weights.items():
+            cell = sides[treatment].get((unit, task, seed, 0 if treatment in WITHOUT_N else n))
+            if cell is None:
+                break
+            value += weight * cell[0]
+            diverged = diverged or cell[1]
+        else:
+            rows.append(Row(unit, task, seed, n, value, diverged))
+    if not rows:
+        return Contrast((), weights, _why(sides), fallback)
+    return Contrast(tuple(rows), weights, "", fallback)
 
 
-def _side(frame: pd.DataFrame, treatment: str, layers: Sequence[int] | None) -> pd.DataFrame:
-    """One treatment's scores by unit, task, seed (and n); several sources of one target are averaged."""
-    rows = frame[(frame["treatment"] == treatment) & frame["score"].notna()]
-    keys = KEY if treatment in WITHOUT_N else [*KEY, "n"]
-    if layers is not None and treatment not in WITHOUT_N:
-        rows = rows[rows["n"].isin(list(layers))]
-    rows = rows.assign(diverged=rows["status"] == "diverged")
-    return rows.groupby(keys, sort=False, as_index=False).agg(score=("score", "mean"), diverged=("diverged", "any"))
+def _side(scope: Scope, treatment: str, layers: Sequence[int] | None) -> Side:
+    side = scope.sides.get(treatment, {})
+    if layers is None or treatment in WITHOUT_N:
+        return side
+    wanted = set(layers)
+    return {key: cell for key, cell in side.items() if key[3] in wanted}
 
 
-def _why(sides: Mapping[str, pd.DataFrame]) -> str:
+def _why(sides: Mapping[str, Side]) -> str:
     names = [SHORT.get(t, t) for t in sides]
     both = "both" if len(names) == 2 else "all of them"
-    tasks = set.intersection(*(set(s["task"]) for s in sides.values()))
-    if not tasks:
-        return (
-            f"no task has both treatments ({' and '.join(names)})"
-            if len(names) == 2
-            else (f"no task has {', '.join(names)} together")
-        )
-    pairs = set.intersection(*(set(zip(s["task"], s["seed"], strict=True)) for s in sides.values()))
+    if not set.intersection(*({key[1] for key in side} for side in sides.values())):
+        if len(names) == 2:
+            return f"no task has both treatments ({' and '.join(names)})"
+        return f"no task has {', '.join(names)} together"
+    pairs = set.intersection(*({key[1:3] for key in side} for side in sides.values()))
     what = "no seed of a shared task has" if not pairs else "no n of a shared task and seed has"
     return f"{what} {both} ({', '.join(names)})"

@@ -38,7 +38,7 @@ class Decomposition:
 def decompose(scope: Scope) -> Decomposition:
     """The contrasts of one scope; n are those of its frozen networks."""
     frozen = scope.frame[scope.frame["treatment"].isin(["selffer", "transfer"])]
-    parts = {name: contrast(scope.frame, weights) for name, weights in PARTS.items()}
+    parts = {name: contrast(scope, weights) for name, weights in PARTS.items()}
     return Decomposition(scope, parts, tuple(sorted(int(n) for n in frozen["n"].unique())))
 
 

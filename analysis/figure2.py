@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from analysis import style
 from analysis.contrasts import contrast
 from analysis.scope import Scope
-from analysis.units import Estimate, estimate
+from analysis.units import Estimate
 from analysis.vocabulary import CURVES, LABELS, SHORT, WITHOUT_N
 
 if TYPE_CHECKING:
@@ -47,9 +47,8 @@ def lines(scope: Scope) -> dict[str, dict[int, Estimate]]:
 
 def lines_of(scope: Scope, treatment: str) -> dict[int, Estimate]:
     """Means of one treatment by n, in fractions; empty where it has no score."""
-    own = scope.frame[(scope.frame["treatment"] == treatment) & scope.frame["score"].notna()]
-    own = own.assign(value=own["score"], diverged=own["status"] == "diverged")
-    return {int(str(n)): estimate(at) for n, at in own.groupby("n")}
+    found = contrast(scope, {treatment: 1})
+    return {n: found.at([n]) for n in found.layers}
 
 
 def reason_against(scope: Scope) -> str:
@@ -194,15 +193,15 @@ def shown_explanations(scope: Scope) -> dict[int, int]:
     }
     shown: dict[int, int] = {}
     for number, weights in parts.items():
-        found = contrast(scope.frame, weights)
+        found = contrast(scope, weights)
         if not found.identified:
             continue
-        sizes = style.joined({int(n): found.at([int(n)]) for n in found.rows["n"].unique()})
+        sizes = style.joined({n: found.at([n]) for n in found.layers})
         best = max(sizes, key=lambda n: sizes[n].mean)
         surely = sizes[best].interval
         if sizes[best].mean >= VISIBLE and (surely is None or surely[0] > 0):
             shown[number] = best
-    recovery = contrast(scope.frame, {"selffer+": 1.0, "selffer": -1.0})
+    recovery = contrast(scope, {"selffer+": 1.0, "selffer": -1.0})
     if 2 in shown and recovery.identified and recovery.at([shown[2]]).units and recovery.at([shown[2]]).mean >= VISIBLE:
         shown[3] = shown[2]
     return dict(sorted(shown.items()))

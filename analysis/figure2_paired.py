@@ -28,9 +28,9 @@ def differences(scope: Scope, against: str) -> Curves:
     """Paired differences to `against` (scratch or base) by treatment and n, in fractions."""
     found: Curves = {}
     for treatment in CURVES:
-        pairs = contrast(scope.frame, {treatment: 1, against: -1})
+        pairs = contrast(scope, {treatment: 1, against: -1})
         if pairs.identified:
-            found[treatment] = {int(n): pairs.at([int(n)]) for n in sorted(pairs.rows["n"].unique())}
+            found[treatment] = {n: pairs.at([n]) for n in pairs.layers}
     return found
 
 

@@ -21,12 +21,11 @@ from typing import TYPE_CHECKING
 
 from analysis import scope as scopes
 from analysis import style
-from analysis.contrasts import KEY, contrast
+from analysis.contrasts import contrast
 from analysis.scope import Scope
-from analysis.units import Estimate, estimate
+from analysis.units import Estimate, Row, estimate
 
 if TYPE_CHECKING:
-    import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -85,34 +84,36 @@ def _label(scope: Scope) -> str:
 
 
 def _curve(scope: Scope, treatment: str, label: str, look: str) -> Curve:
-    pairs = contrast(scope.frame, {treatment: 1, "base": -1})
+    pairs = contrast(scope, {treatment: 1, "base": -1})
     if not pairs.identified:
         return Curve(label, look, {}, {}, float("nan"))
-    ns = sorted(int(n) for n in pairs.rows["n"].unique())
-    normalized, chance = _normalized(scope.frame, treatment)
+    ns = pairs.layers
+    normalized, chance = _normalized(scope, treatment)
     return Curve(
         label,
         look,
         {n: pairs.at([n]) for n in ns},
-        {} if normalized is None else {n: estimate(normalized[normalized["n"] == n]) for n in ns},
+        {} if normalized is None else {n: estimate(r for r in normalized if r.n == n) for n in ns},
         chance,
     )
 
 
-def _normalized(frame: pd.DataFrame, treatment: str) -> tuple[pd.DataFrame | None, float]:
-    """(accuracy - chance) / (reference - chance) None where classes are unknown or the base is at chance."""
-    scored = frame[frame["score"].notna() & frame["classes"].notna()]
-    rows = scored[scored["treatment"] == treatment]
-    base = scored[scored["treatment"] == "base"].groupby(KEY, as_index=False)["score"].mean()
-    pairs = rows.merge(base, on=KEY, suffixes=("", "_base"))
-    if pairs.empty:
-        return None, float("nan")
-    chance = 1 / pairs["classes"]
-    above = pairs["score_base"] - chance
-    if (above <= 0).any():
-        return None, float("nan")
-    value = (pairs["score"] - chance) / above
-    return pairs.assign(value=value, diverged=pairs["status"] == "diverged"), float(chance.max())
+def _normalized(scope: Scope, treatment: str) -> tuple[list[Row] | None, float]:
+    """(accuracy - chance) / (reference - chance); None where classes are unknown or the base is at chance."""
+    classes = scope.frame.drop_duplicates("task").set_index("task")["classes"].to_dict()
+    base = scope.sides.get("base", {})
+    rows, largest = [], 0.0
+    for (unit, task, seed, n), (score, diverged) in scope.sides.get(treatment, {}).items():
+        reference = base.get((unit, task, seed, 0))
+        if reference is None:
+            continue
+        chance = 1 / classes[task]
+        if not reference[0] > chance:  # also where classes are unknown: nan
+            return None, float("nan")
+        largest = max(largest, chance)
+        value = (score - chance) / (reference[0] - chance)
+        rows.append(Row(unit, task, seed, n, value, diverged or reference[1]))
+    return rows, largest
 
 
 @style.styled

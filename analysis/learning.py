@@ -67,7 +67,7 @@ def draw(results: Results) -> Figure | None:
     cells = sample(results)
     table = curves(results, cells)
     table = table[table["top1"].notna() & table["epoch"].notna()].sort_values("epoch")
-    by_cell = dict(list(table.groupby("cell")))
+    by_cell = {str(cell): rows for cell, rows in table.groupby("cell")}
     shown = cells[cells["cell"].isin(list(by_cell))]
     treatments = [t for t in LABELS if (shown["treatment"] == t).any()]
     if not treatments:
@@ -79,11 +79,11 @@ def draw(results: Results) -> Figure | None:
     grid = fig.add_gridspec(rows, width, wspace=0.22, hspace=0.35)
     for i, treatment in enumerate(treatments):
         ax = fig.add_subplot(grid[i // width, i % width])
-        for cell in shown[shown["treatment"] == treatment].itertuples():
-            line = by_cell[cell.cell]
+        for cell in shown[shown["treatment"] == treatment].to_dict("records"):
+            line = by_cell[str(cell["cell"])]
             line = line.iloc[:: max(1, -(-len(line) // POINTS_A_CURVE))] if len(line) > POINTS_A_CURVE else line
-            n = int(str(cell.n))
-            dead = cell.status == "diverged"
+            n = int(cell["n"])
+            dead = cell["status"] == "diverged"
             colour = colours(0.9 * n / max(1, results.depth - 1))
             ax.plot(line["epoch"], line["top1"], color=colour, lw=1.1, ls=":" if dead else "-")
             if n:

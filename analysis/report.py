@@ -111,18 +111,19 @@ def cell_rows(results: Results) -> list[dict[str, str]]:
         "why": [a or b for a, b in zip(_column(frame, "error"), _column(frame, "reason"), strict=True)],
     }
     rows = []
-    for i, cell in enumerate(frame.itertuples(index=False)):
+    for i, cell in enumerate(frame.to_dict("records")):
+        score, seconds = cell["score"], cell["duration_s"]
         rows.append(
             {
-                "cell": str(cell.cell),
-                "treatment": str(cell.treatment),
-                "n": str(cell.n),
-                "split": str(cell.unit),
-                "way": f"{cell.source or '-'} > {cell.target}",
-                "seed": str(cell.seed),
-                "status": str(cell.status),
-                "score": "" if cell.score != cell.score else f"{100 * float(str(cell.score)):.2f}",
-                "seconds": "" if cell.duration_s != cell.duration_s else f"{float(str(cell.duration_s)):.0f}",
+                "cell": str(cell["cell"]),
+                "treatment": str(cell["treatment"]),
+                "n": str(cell["n"]),
+                "split": str(cell["unit"]),
+                "way": f"{cell['source'] or '-'} > {cell['target']}",
+                "seed": str(cell["seed"]),
+                "status": str(cell["status"]),
+                "score": "" if score != score else f"{100 * score:.2f}",
+                "seconds": "" if seconds != seconds else f"{seconds:.0f}",
                 "checkpoint": columns["checkpoint"][i],
                 "sha": columns["sha"][i][:12],
                 "why": columns["why"][i],
@@ -134,7 +135,7 @@ def cell_rows(results: Results) -> list[dict[str, str]]:
 def _column(frame: Any, name: str) -> list[str]:
     if name not in frame.columns:
         return [""] * len(frame)
-    return ["" if v is None or v != v else str(v) for v in frame[name]]
+    return ["" if v is None or v != v else str(v) for v in frame[name].tolist()]
 
 
 def provenance(results: Results) -> list[tuple[str, str]]:

@@ -57,6 +57,11 @@ class Results:
     study_yaml: str | None = None
 
     @cached_property
+    def scopes(self) -> dict[str, Any]:
+        """Scopes already cut out of this table (see scope.py)."""
+        return {}
+
+    @cached_property
     def question(self) -> str:
         """The study's own question from plan.json; the paper's where it has none."""
         asked = self.beside.get("question")

@@ -8,15 +8,21 @@ and each explicit list are populations of one split.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 from analysis.vocabulary import CURVES, count
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from analysis.contrasts import Contrast
     from analysis.results import Results
 
+Key = tuple[str, str, int, int]
+"""unit, task, seed, n"""
+Side = dict[Key, tuple[float, bool]]
+"""score, and whether a diverged network is in it"""
 PARTS = ("network", "dataset", "recipe", "images_per_class")
 
 
@@ -27,6 +33,28 @@ class Scope:
     frame: pd.DataFrame
     population: str
     """`random`, `semantic`, an explicit list's name, `all`; empty for an empty study"""
+
+    @cached_property
+    def sides(self) -> dict[str, Side]:
+        """Scores by treatment and (unit, task, seed, n); several sources of one target are averaged."""
+        frame = self.frame[self.frame["score"].notna()]
+        columns = ("treatment", "unit", "task", "seed", "n", "score", "status")
+        found: dict[str, dict[Key, list[tuple[float, bool]]]] = {}
+        for treatment, unit, task, seed, n, score, status in zip(*(frame[c].tolist() for c in columns), strict=True):
+            cells = found.setdefault(treatment, {}).setdefault((unit, task, seed, n), [])
+            cells.append((score, status == "diverged"))
+        return {
+            treatment: {
+                key: cells[0] if len(cells) == 1 else (sum(c[0] for c in cells) / len(cells), any(c[1] for c in cells))
+                for key, cells in side.items()
+            }
+            for treatment, side in found.items()
+        }
+
+    @cached_property
+    def contrasts(self) -> dict[Any, Contrast]:
+        """Contrasts already taken here (see contrasts.py)."""
+        return {}
 
     @property
     def splits(self) -> int:
@@ -46,11 +74,17 @@ class Scope:
 
     def has(self, *treatments: str) -> bool:
         """Whether any of the treatments has a scored cell here."""
-        return bool((self.frame["treatment"].isin(treatments) & self.frame["score"].notna()).any())
+        return any(t in self.sides for t in treatments)
 
 
 def main(results: Results) -> Scope:
     """The scope of Figure 2: the random splits' largest setting, else the largest other split, else the whole set."""
+    if "main" not in results.scopes:
+        results.scopes["main"] = _main(results)
+    return results.scopes["main"]
+
+
+def _main(results: Results) -> Scope:
     frame = results.frame
     for among in (frame["split"] == "random", ~frame["split"].isin(["random", "all"]), frame["split"] == "all"):
         if among.any():
@@ -62,6 +96,12 @@ def main(results: Results) -> Scope:
 
 def other(results: Results) -> Scope | None:
     """The scope of the other split (the paper's man-made/natural): `semantic`, else the largest explicit list."""
+    if "other" not in results.scopes:
+        results.scopes["other"] = _other(results)
+    return results.scopes["other"]
+
+
+def _other(results: Results) -> Scope | None:
     frame = results.frame[~results.frame["split"].isin(["random", "all"])]
     names = [s for s in frame["split"].unique() if s != main(results).population]
     if not names:
@@ -100,8 +140,13 @@ def peers(results: Results, scope: Scope) -> Scope | None:
     if frame.empty or scope.frame.empty:
         return None
     own = frame[frame["setting"] == scope.frame["setting"].iloc[0]]
-    own = own if own["treatment"].isin(["transfer", "transfer+"]).any() else own.iloc[:0]
-    return _scope(results, own, "random") if len(own) else main(results)
+    if not own["treatment"].isin(["transfer", "transfer+"]).any() or set(own["cell"]) <= set(
+        main(results).frame["cell"]
+    ):
+        return main(results)
+    if "peers" not in results.scopes:
+        results.scopes["peers"] = _scope(results, own, "random")
+    return results.scopes["peers"]
 
 
 def equal_terms(scope: Scope, against: Scope) -> bool:
@@ -112,6 +157,12 @@ def equal_terms(scope: Scope, against: Scope) -> bool:
 
 def whole(results: Results) -> Scope | None:
     """Cells whose task is the whole data set, in the main setting (random filters and their reference)."""
+    if "whole" not in results.scopes:
+        results.scopes["whole"] = _whole(results)
+    return results.scopes["whole"]
+
+
+def _whole(results: Results) -> Scope | None:
     frame = results.frame[results.frame["split"] == "all"]
     if frame.empty:
         return None

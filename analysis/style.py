@@ -98,16 +98,17 @@ def figure(width: float, height: float) -> Figure:
 
 
 @styled
-def save(fig: Figure, out: Path, name: str) -> list[Path]:
+def save(fig: Figure, out: Path, name: str, kinds: Sequence[str] = ("svg", "png")) -> list[Path]:
     """Write NAME.svg and NAME.png; the same figure gives the same bytes."""
     fixed: dict[str, dict[str, str | None]] = {"svg": {"Date": None, "Creator": None}, "png": {"Software": None}}
+    box = fig.get_tightbbox().padded(0.15)  # measured once for both
     paths = []
-    for kind, metadata in fixed.items():
+    for kind in kinds:
         path = out / f"{name}.{kind}"
-        fig.savefig(path, format=kind, dpi=90, metadata=metadata, bbox_inches="tight", pad_inches=0.15)
+        fig.savefig(path, format=kind, dpi=90, metadata=fixed[kind], bbox_inches=box)
+        if kind == "svg":  # a hundredth of a point is enough
+            path.write_text(re.sub(r"(\d\.\d\d)\d+", r"\1", path.read_text(encoding="utf-8")), encoding="utf-8")
         paths.append(path)
-    svg = paths[0]
-    svg.write_text(re.sub(r"(\d\.\d\d)\d+", r"\1", svg.read_text()))  # a hundredth of a point is enough
     return paths
 
 

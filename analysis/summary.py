@@ -89,9 +89,9 @@ def tally(gaps: gap.Gaps) -> str:
 
 def answer(scope: Scope) -> tuple[str, str]:
     """Two sentences: what freezing costs and what fine-tuning gains, on the same tasks, with uncertainty and units."""
-    frozen = contrast(scope.frame, {"transfer": 1, "reference": -1})
-    tuned = contrast(scope.frame, {"transfer+": 1, "reference": -1})
-    control = contrast(scope.frame, {"transfer+": 1, "selffer+": -1})
+    frozen = contrast(scope, {"transfer": 1, "reference": -1})
+    tuned = contrast(scope, {"transfer+": 1, "reference": -1})
+    control = contrast(scope, {"transfer+": 1, "selffer+": -1})
     if frozen.identified:
         ns = _covered(frozen)
         one = f"Copying {_layers(ns[0])} and freezing changes accuracy by {_said(frozen.at(ns[:1]))}"
@@ -117,7 +117,7 @@ def answer(scope: Scope) -> tuple[str, str]:
 
 
 def _covered(found: Contrast) -> tuple[int, ...]:
-    return found.covered(sorted(int(n) for n in found.rows["n"].unique()))
+    return found.covered(found.layers)
 
 
 def _layers(n: int) -> str:

@@ -76,7 +76,7 @@ def _pooled(scope: Scope, rows: Sequence[Range]) -> Table:
         line = [layers.label]
         for against, where in (("base", None), ("selffer+", layers.present)):
             others = _runs(scope, against, where)
-            shared = contrast(scope.frame, {"transfer+": 1, against: -1}, layers.present)
+            shared = contrast(scope, {"transfer+": 1, against: -1}, layers.present)
             entry: dict[str, object] = {
                 "form": "pooled",
                 "layers": layers.label,
@@ -129,14 +129,14 @@ def _own_base(scope: Scope, rows: Sequence[Range]) -> Table:
     for layers in rows:
         line, means = [layers.label], []
         for treatment in ("transfer+", "selffer+"):
-            found = contrast(scope.frame, {treatment: 1, "base": -1}, layers.present)
+            found = contrast(scope, {treatment: 1, "base": -1}, layers.present)
             entry: dict[str, object] = {"form": "own base", "layers": layers.label, "comparison": found.name}
             if not found.identified:
                 line.append(f"{NOT_IDENTIFIED}: {found.reason}")
                 records.append(entry | record(found.at(()), found.reason))
                 continue
-            means.append(float(found.rows["value"].mean()))
-            dead = int(found.rows["diverged"].sum())
+            means.append(sum(r.value for r in found.rows) / len(found.rows))
+            dead = sum(r.diverged for r in found.rows)
             dagger += dead
             line.append(f"{points(means[-1])}{DAGGER if dead else ''} ({count(len(found.rows), 'run')})")
             entry |= record(found.at(layers.present))
@@ -151,7 +151,7 @@ def _own_base(scope: Scope, rows: Sequence[Range]) -> Table:
                     "values": "",
                 }
             )
-        both = contrast(scope.frame, {"transfer+": 1, "selffer+": -1}, layers.present)
+        both = contrast(scope, {"transfer+": 1, "selffer+": -1}, layers.present)
         reason = reason or both.reason
         entry = {"form": "own base", "layers": layers.label, "comparison": "(AnB+ - baseB) - (BnB+ - baseB)"}
         if len(means) == 2:
@@ -181,7 +181,7 @@ def _paired(scope: Scope, rows: Sequence[Range]) -> Table:
     for layers in rows:
         line = [layers.label]
         for against in ("scratch", "base", "selffer+"):
-            found: Contrast = contrast(scope.frame, {"transfer+": 1, against: -1}, layers.present)
+            found: Contrast = contrast(scope, {"transfer+": 1, against: -1}, layers.present)
             chosen = found.covered(layers.present)
             value = found.at(chosen)
             dagger += value.diverged

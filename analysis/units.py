@@ -9,16 +9,12 @@ the points stand alone. There is no bootstrap: with 3 to 10 units it is too narr
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 from analysis.vocabulary import count
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    import pandas as pd
 
 LEVEL = 0.95
 FEWEST = 3
@@ -98,26 +94,56 @@ def quantile(freedom: int, level: float = LEVEL) -> float:
 EMPTY = Estimate((), (), "split", False, 0, 0)
 
 
-def estimate(rows: pd.DataFrame) -> Estimate:
-    """Estimate from rows with unit, task, seed, value and diverged (one row a cell or pair; several n are averaged)."""
-    rows = rows[rows["value"].notna()]
-    if rows.empty:
+class Row(NamedTuple):
+    """A network, or a complete set of paired networks."""
+
+    unit: str
+    task: str
+    seed: int
+    n: int
+    value: float
+    diverged: bool
+
+
+def estimate(rows: Iterable[Row]) -> Estimate:
+    """Estimate from rows, one a cell or pair; several n of one task and seed are averaged first."""
+    by_seed: dict[tuple[str, str, int], list[float]] = {}
+    cells = diverged = 0
+    for row in rows:
+        by_seed.setdefault((row.unit, row.task, row.seed), []).append(row.value)
+        cells += 1
+        diverged += row.diverged
+    if not cells:
         return EMPTY
-    by_seed = rows.groupby(["unit", "task", "seed"], sort=True)["value"].mean()
-    splits = rows["unit"].nunique()
-    if splits > 1:
-        by_task = by_seed.groupby(level=["unit", "task"]).mean()
-        units = by_task.groupby(level="unit").mean()
-        names = tuple(str(u) for u in units.index)
+    splits = {unit for unit, _, _ in by_seed}
+    units: dict[str | int, list[float]] = {}
+    if len(splits) > 1:
+        by_task: dict[tuple[str, str], list[float]] = {}
+        for (unit, task, _), values in by_seed.items():
+            by_task.setdefault((unit, task), []).append(_mean(values))
+        for (unit, _), values in by_task.items():
+            units.setdefault(unit, []).append(_mean(values))
     else:
-        units = by_seed.groupby(level="seed").mean()
-        names = tuple(f"seed {s}" for s in units.index)
+        for (_, _, seed), values in by_seed.items():
+            units.setdefault(seed, []).append(_mean(values))
+    order = sorted(units, key=_natural)
     return Estimate(
-        values=tuple(float(v) for v in units.to_numpy()),
-        names=names,
-        kind="split" if splits > 1 else "seed",
-        conditional=splits == 1,
-        tasks=int(rows["task"].nunique()),
-        cells=len(rows),
-        diverged=int(rows["diverged"].sum()),
+        values=tuple(_mean(units[u]) for u in order),
+        names=tuple(str(u) if len(splits) > 1 else f"seed {u}" for u in order),
+        kind="split" if len(splits) > 1 else "seed",
+        conditional=len(splits) == 1,
+        tasks=len({task for _, task, _ in by_seed}),
+        cells=cells,
+        diverged=diverged,
     )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
+
+
+def _natural(unit: str | int) -> tuple[str, int]:
+    """random2 before random10."""
+    text = str(unit)
+    head = text.rstrip("0123456789")
+    return head, int(text[len(head) :] or 0)

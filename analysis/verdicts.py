@@ -128,11 +128,11 @@ def _scope(part: Part, results: Results) -> Scope | None:
 def _test(part: Part, results: Results) -> _Tested:
     """p for and against one part, or why there is none."""
     scope = _scope(part, results)
-    frame = (scope or scopes.main(results)).frame
+    scope = scope or scopes.main(results)
     copied = [t for t in part.weights if t not in (*WITHOUT_N, "reference")]
-    present = frame.loc[frame["treatment"].isin(copied) & frame["score"].notna(), "n"].unique()
-    chosen = layers(part.layers, results.depth, (int(n) for n in present))
-    found = contrast(frame, part.weights, chosen or None)
+    present = {key[3] for t in copied for key in scope.sides.get(t, {})}
+    chosen = layers(part.layers, results.depth, present)
+    found = contrast(scope, part.weights, chosen or None)
     if found.identified:
         chosen = found.covered(chosen)
     estimate = found.at(chosen)
@@ -223,12 +223,12 @@ def _semantic(claim: Claim, asked: Semantic, results: Results) -> Judged:
     against = scopes.peers(results, other)
     if against is None:
         return Judged(claim, UNDECIDED, "this study has no random splits to hold the other split against")
-    ours, theirs = contrast(other.frame, asked.weights), contrast(against.frame, asked.weights)
+    ours, theirs = contrast(other, asked.weights), contrast(against, asked.weights)
     for found, where in ((ours, other), (theirs, against)):
         if not found.identified:
             return Judged(claim, UNDECIDED, f"{found.name} on {where.title}: not identified, {found.reason}")
-    shared = set(ours.rows["n"]) & set(theirs.rows["n"])
-    chosen = layers(asked.layers, results.depth, (int(n) for n in shared))
+    shared = set(ours.layers) & set(theirs.layers)
+    chosen = theirs.covered(layers(asked.layers, results.depth, shared))
     here, there = ours.at(chosen), theirs.at(chosen)
     if not chosen or not here.units or not there.units:
         return Judged(claim, UNDECIDED, f"no n of the claim's layers ({asked.layers}) on both kinds of split")

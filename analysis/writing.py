@@ -138,7 +138,7 @@ def _learning(results: Results) -> tuple[Picture | None, str]:
     if drawn is None:
         return None, reason or "learning curves: history.parquet has no row of these cells"
     with TemporaryDirectory() as folder:
-        svg = style.save(drawn, Path(folder), "learning")[0]
+        svg = style.save(drawn, Path(folder), "learning", ("svg",))[0]
         alt = "Test accuracy against epochs, one panel a treatment, one line a network of a sample, marked with its n"
         caption = "A sample of networks, spread evenly over n, splits and seeds; dotted: diverged."
         return report.picture("Learning curves", alt, svg, caption), ""

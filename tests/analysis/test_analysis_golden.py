@@ -101,7 +101,7 @@ def test_table1_paired_prints_no_number_without_a_shared_task(authors: Results) 
 
 
 def test_specificity_on_the_targets_that_have_both(authors: Results) -> None:
-    found = contrast(scope.main(authors).frame, {"transfer": 1, "selffer": -1})
+    found = contrast(scope.main(authors), {"transfer": 1, "selffer": -1})
     estimates = [found.at([n]) for n in range(1, 8)]
     assert [f"{100 * e.mean:+.2f}" for e in estimates] == [
         "+0.15", "-0.01", "-0.14", "-0.62", "-1.68", "-3.90", "-8.24",
