@@ -8,6 +8,7 @@ learn from them how many layers there are.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -101,22 +102,41 @@ def caffenet(outputs: int, width: float = 1.0, dropout: float = 0.5) -> tuple[St
     """CaffeNet, the network of Yosinski et al. 2014 (the Caffe reference model; half0A/imagenet_train.prototxt).
 
     Pool before LRN, two groups in layers 2, 4, 5, normal initial weights (.01; .005 in fc6, fc7), biases 1 in
-    layers 2, 4, 5, 6, 7. With 1000 outputs and images of 227 pixels: 60,965,224 parameters.
+    layers 2, 4, 5, 6, 7. With 1000 outputs and images of 227 pixels: 60,965,224 parameters. At other widths the
+    initial weights above layer 1 are divided by the root of the width, so that what they add up to stays as large.
     """
+    return _caffenet(outputs, width, dropout, first=(11, 4), grown=(1.0, 1.0))
+
+
+def caffenet_32(outputs: int, width: float = 1.0, dropout: float = 0.5) -> tuple[Stage, ...]:
+    """CaffeNet for images of about 32 pixels, which its 11 x 11 filters at every fourth pixel cannot see (they need 55):
+    5 x 5 filters at every pixel, all else as it is.
+
+    Two layers have fewer inputs for it, and larger initial weights by the root of that: layer 1 (363 to 75) and layer 6
+    (36 to 4 positions, with crops of 27 pixels).
+    """
+    return _caffenet(outputs, width, dropout, first=(5, 1), grown=(2.2, 3.0))
+
+
+def _caffenet(
+    outputs: int, width: float, dropout: float, first: tuple[int, int], grown: tuple[float, float]
+) -> tuple[Stage, ...]:
+    """`first`: kernel and stride of layer 1. `grown`: factors on the initial weights of layers 1 and 6."""
 
     def wide(units: int) -> int:
         return max(2, 2 * round(units * width / 2))
 
-    pool = Pool(3, 2)
+    kernel, stride = first
+    std, pool = 0.01 / math.sqrt(width), Pool(3, 2)
     return (
-        Stage("conv", wide(96), 11, stride=4, pool=pool, lrn="after-pool", std=0.01),
-        Stage("conv", wide(256), 5, padding=2, groups=2, pool=pool, lrn="after-pool", std=0.01, bias=1),
-        Stage("conv", wide(384), 3, padding=1, std=0.01),
-        Stage("conv", wide(384), 3, padding=1, groups=2, std=0.01, bias=1),
-        Stage("conv", wide(256), 3, padding=1, groups=2, pool=pool, std=0.01, bias=1),
-        Stage("fc", wide(4096), std=0.005, bias=1),
-        Stage("fc", wide(4096), dropout=dropout, std=0.005, bias=1),
-        Stage("fc", outputs, dropout=dropout, relu=False, std=0.01),
+        Stage("conv", wide(96), kernel, stride=stride, pool=pool, lrn="after-pool", std=0.01 * grown[0]),
+        Stage("conv", wide(256), 5, padding=2, groups=2, pool=pool, lrn="after-pool", std=std, bias=1),
+        Stage("conv", wide(384), 3, padding=1, std=std),
+        Stage("conv", wide(384), 3, padding=1, groups=2, std=std, bias=1),
+        Stage("conv", wide(256), 3, padding=1, groups=2, pool=pool, std=std, bias=1),
+        Stage("fc", wide(4096), std=std / 2 * grown[1], bias=1),
+        Stage("fc", wide(4096), dropout=dropout, std=std / 2, bias=1),
+        Stage("fc", outputs, dropout=dropout, relu=False, std=std),
     )
 
 
@@ -168,6 +188,7 @@ ARCHITECTURES: dict[str, Callable[..., tuple[Stage, ...]]] = {
     "small": small,
     "small-bn": small_bn,
     "caffenet": caffenet,
+    "caffenet-32": caffenet_32,
     "alexnet": alexnet,
 }
 """Name in a study -> function of (outputs, width, dropout)."""

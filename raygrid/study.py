@@ -106,7 +106,7 @@ Split = Annotated[
 class Network(Frozen):
     """A network that raygrid knows, as a list of stages."""
 
-    name: Literal["small", "small-bn", "caffenet", "alexnet"] = "small"
+    name: Literal["small", "small-bn", "caffenet", "caffenet-32", "alexnet"] = "small"
     width: Positive = 1.0
     """factor on the number of filters and units of every layer"""
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
