@@ -189,7 +189,9 @@ class _Loop:
                     members.append(self._member(cell))
             if members:
                 self._run(members, Stream(self._arrays(cells[0]).train, members[0].cell))
-        except MemoryError as error:
+        except Exception as error:
+            if not _is_out_of_memory(error):
+                raise
             unfinished = [cell for cell in cells if cell.address not in self.outcomes]
             if len(unfinished) < 2:
                 for cell in unfinished:
@@ -447,14 +449,13 @@ class _Loop:
         """A cell that fails leaves the loop, its mates go on. Memory, the store and a stop concern all of them."""
         try:
             yield
-        except (StoreError, Interrupted, MemoryError) as error:
-            if isinstance(error, IntegrityError):
-                self._fail(cell, str(error))
-            else:
-                raise
+        except IntegrityError as error:
+            self._fail(cell, str(error))
+        except (StoreError, Interrupted):
+            raise
         except Exception as error:
             if _is_out_of_memory(error):
-                raise MemoryError(_first_line(error)) from error
+                raise
             logger.exception("%s failed", cell.title)
             self._fail(cell, f"{type(error).__name__}: {_first_line(error)}")
 
@@ -589,7 +590,7 @@ def block(cell: Cell, why: str, store: Store, *, lasting: bool) -> Record | None
 
 def _is_out_of_memory(error: Exception) -> bool:
     text = str(error).lower()
-    return isinstance(error, torch.OutOfMemoryError) or (
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
         isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
     )
 
