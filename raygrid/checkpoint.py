@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -18,11 +18,9 @@ from torch import Tensor
 from raygrid.cell import canonical
 from raygrid.data.cache import cache_folder
 from raygrid.errors import IntegrityError
+from raygrid.member import Member
 from raygrid.record import Evaluation
 from raygrid.store import Store, sha256_of
-
-if TYPE_CHECKING:
-    from raygrid.train import Member
 
 KEY = "raygrid"
 """the one metadata key"""
@@ -59,7 +57,7 @@ def fetch(store: Store, path: str, sha256: str, cache: Path | None = None) -> di
     return decode(data, store.uri(path))[0]
 
 
-# --- progress ----------------------------------------------------------------------------------------------------------
+# --- progress --------------------------------------------------------------------------------------------------------
 
 
 def pack(member: Member) -> bytes:

@@ -19,7 +19,7 @@ from rich.text import Text
 from raygrid.cell import Cell
 from raygrid.plan import Cohort, Plan
 from raygrid.record import Record
-from raygrid.study import LAYERED, TREATMENTS
+from raygrid.study import in_order
 
 FAILURES_SHOWN = 5
 
@@ -59,15 +59,14 @@ class Board:
         """Mean top-1 of finished cells by treatment and n, with how many of them; `..` where some train."""
         rows: dict[str, dict[int, list[Cell]]] = defaultdict(lambda: defaultdict(list))
         for cell in self.plan.cells:
-            rows[cell.treatment][cell.n].append(cell)
+            rows[cell.series][cell.n].append(cell)
         columns = sorted({cell.n for cell in self.plan.cells})
         table = Table(title=f"{self.plan.study.name}: top-1 by treatment and n (mean of finished / planned)", expand=False)
         table.add_column("treatment")
         for n in columns:
             table.add_column(f"n = {n}" if n else "all layers", justify="right")
-        for treatment in TREATMENTS:
-            if treatment in rows:
-                table.add_row(treatment, *(self._place(rows[treatment].get(n, ())) for n in columns))
+        for series in in_order(rows):
+            table.add_row(series, *(self._place(rows[series].get(n, ())) for n in columns))
         return table
 
     def _place(self, cells: Iterable[Cell]) -> Text:

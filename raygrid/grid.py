@@ -302,6 +302,7 @@ def trial_config(cell: Cell) -> dict[str, Any]:
         "treatment": cell.treatment.removesuffix("+"),
         "fine_tune": cell.n > 0 and cell.treatment not in FROZEN,
         "seed": cell.seed,
+        **({"preserve": cell.preserved} if cell.preserved else {}),
     }
 
 

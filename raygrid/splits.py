@@ -44,7 +44,9 @@ def divide(split: Split, classes: Sequence[str], groups: Sequence[str | None]) -
     def find(names: Sequence[str], key: str) -> list[int]:
         for name in names:
             if name not in index:
-                raise StudyError(f"splits: {key}: no class {name!r} in the data set{closest(name, _some(name, classes))}")
+                raise StudyError(
+                    f"splits: {key}: no class {name!r} in the data set{closest(name, _some(name, classes))}"
+                )
         return [index[name] for name in names]
 
     if isinstance(split, ExplicitSplit):

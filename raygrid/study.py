@@ -10,7 +10,7 @@ import json
 import math
 import re
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 
@@ -28,6 +28,16 @@ LAYERED = (*COPYING, "random")
 """Treatments that exist once for every n."""
 FROZEN = ("selffer", "transfer", "random")
 """Treatments whose first n layers do not learn."""
+PRESERVABLE = ("selffer", "transfer")
+"""Treatments for which layers above the frozen ones may be copied too."""
+
+
+
+def in_order(series: Iterable[str]) -> list[str]:
+    """Names of treatments in the order of the paper, each before its forms with preserved layers."""
+    places = {treatment: place for place, treatment in enumerate(TREATMENTS)}
+    return sorted(set(series), key=lambda name: (places[name.partition("-preserve")[0]], name))
+
 
 Treatment = Literal["base", "scratch", "selffer", "selffer+", "transfer", "transfer+", "random", "base-long"]
 Half = Literal["A", "B", "all"]
@@ -42,7 +52,7 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
 
 
-# --- what is trained on ------------------------------------------------------------------------------------------------
+# --- what is trained on ----------------------------------------------------------------------------------------------
 
 
 class Dataset(Frozen):
@@ -100,7 +110,7 @@ Split = Annotated[
 ]
 
 
-# --- how it is trained -------------------------------------------------------------------------------------------------
+# --- how it is trained -----------------------------------------------------------------------------------------------
 
 
 class Network(Frozen):
@@ -207,7 +217,7 @@ class Recipe(Frozen):
         return max(1, math.ceil(round(self.epochs * images / self.batch_size, 6)))
 
 
-# --- how it is run: never part of a cell ---------------------------------------------------------------------------------
+# --- how it is run: never part of a cell -----------------------------------------------------------------------------
 
 
 class Execution(Frozen):
@@ -232,7 +242,7 @@ class Execution(Frozen):
         return self
 
 
-# --- the study -----------------------------------------------------------------------------------------------------------
+# --- the study -------------------------------------------------------------------------------------------------------
 
 
 class Block(Frozen):
@@ -247,10 +257,21 @@ class Block(Frozen):
     seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**32)], ...], Field(min_length=1)] = (0,)
     images_per_class: Annotated[int, Field(ge=1)] | None = None
     """use the first k training images of every class; null: all"""
+    preserve: Annotated[int, Field(ge=0)] = 0
+    """how many layers above the frozen n are copied too, and learn (the authors' unpublished runs)"""
     recipe: Recipe
 
+    def values_of_n(self, network: Network) -> Sequence[int]:
+        """The values of n; with `layers: all` those that leave room for the layers to preserve."""
+        return range(1, self.last(network) + 1) if self.layers == "all" else self.layers
 
-BLOCK_KEYS = ("splits", "targets", "treatments", "layers", "seeds", "images_per_class", "recipe")
+    def last(self, network: Network) -> int:
+        """The largest n. A preserved layer may be the head only where all heads have the same outputs."""
+        room = 0 if self.recipe.outputs == "dataset" else 1
+        return min(network.layers - 1, network.layers - room - self.preserve)
+
+
+BLOCK_KEYS = ("splits", "targets", "treatments", "layers", "seeds", "images_per_class", "preserve", "recipe")
 
 
 class Study(Frozen):
@@ -354,6 +375,8 @@ def _check_block(block: Block, study: Study, path: str) -> None:
                 )
         if not block.layers and any(t in LAYERED for t in block.treatments):
             raise StudyError(f"{at}layers: is empty, but {', '.join(block.treatments)} need values of n (1 to {last})")
+    if block.preserve:
+        _check_preserve(block, study.network, at)
     for key in ("treatments", "targets", "seeds", "layers", "splits"):
         values = getattr(block, key)
         if values != "all" and len(set(values)) < len(values):
@@ -379,11 +402,27 @@ def _check_block(block: Block, study: Study, path: str) -> None:
             raise StudyError(f"{at}targets: `all` goes with the split of kind all (allowed here: A, B)")
 
 
+def _check_preserve(block: Block, network: Network, at: str) -> None:
+    others = [t for t in block.treatments if t not in PRESERVABLE]
+    if others:
+        raise StudyError(
+            f"{at}preserve: goes with the treatments {' and '.join(PRESERVABLE)} only (found {', '.join(others)}): "
+            "give it a block of its own"
+        )
+    last = block.last(network)
+    if max(block.values_of_n(network), default=network.layers) > last:
+        head = "" if block.recipe.outputs == "dataset" else "; the head is another one with recipe.outputs: task"
+        raise StudyError(
+            f"{at}preserve: {network.name} has no {block.preserve} layers to preserve above n = "
+            f"{max(block.layers) if block.layers != 'all' and block.layers else 1} (n can be {f'1 to {last}' if last > 0 else 'nothing'}{head})"
+        )
+
+
 def _show(value: object) -> str:
     return json.dumps(value.model_dump(exclude_defaults=True)) if isinstance(value, BaseModel) else repr(value)
 
 
-# --- overrides and messages ------------------------------------------------------------------------------------------------
+# --- overrides and messages ------------------------------------------------------------------------------------------
 
 
 def _override(raw: dict[str, Any], override: str) -> None:

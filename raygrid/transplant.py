@@ -4,7 +4,7 @@ Where initial weights come from, by treatment (every seed is made of names, law 
 
     base                   all layers (task, seed, layer, "base")
     scratch, base-long     all layers (target, seed, layer, "reinit")
-    selffer, transfer, +   layers 1..n the base's; above (target, seed, layer, "reinit"): the same for every source, n, "+"
+    selffer, transfer, +   layers 1..n (and those preserved) the base's; above (target, seed, layer, "reinit"): the same for every source, n, "+"
     random                 layers 1..n (network, seed, layer, "random"), so that they nest over n; above as the others
 """
 
@@ -36,10 +36,10 @@ def assemble(
         assert base is not None, "a copying treatment needs its base"
         check(cell.base, base)
         network = build(cell, base["input.mean"].numpy(), base["input.std"].numpy())
-        _copy(network, base, cell.n)
+        _copy(network, base, cell.n + cell.preserved)
     else:
         network = build(cell, *statistics())
-    copied = cell.n if cell.base is not None else 0
+    copied = cell.n + cell.preserved if cell.base is not None else 0
     for number in range(copied + 1, network.depth + 1):
         initialise(network.stage(number), layer_seed(cell, number))
     freeze(network, cell.frozen)
