@@ -38,20 +38,17 @@ def _text(value: object) -> str:
 
     Kept beside the object, not in it: what lies in a pydantic model's `__dict__` goes with its copies.
     """
-    if type(value) is int:
-        return str(value)
-    if type(value) is str:
+    known = _texts.get(id(value))
+    if known is not None and known[0]() is value:
+        return known[1]
+    if isinstance(value, str):
         return _quoted(value)
+    if not isinstance(value, Frozen):
+        return canonical(value)
+    text = value.identity_text if isinstance(value, Task) else canonical(value.model_dump(mode="json"))
     key = id(value)
-    known = _texts.get(key)
-    if known is None or known[0]() is not value:
-        if isinstance(value, Task):
-            return value.identity_text
-        if not isinstance(value, Frozen):
-            return canonical(value)
-        text = canonical(value.model_dump(mode="json"))
-        known = _texts[key] = (weakref.ref(value, lambda _: _texts.pop(key, None)), text)
-    return known[1]
+    _texts[key] = (weakref.ref(value, lambda _: _texts.pop(key, None)), text)
+    return text
 
 
 @lru_cache(maxsize=4096)
@@ -61,7 +58,7 @@ def _quoted(value: str) -> str:
 
 def _joined(items: list[tuple[str, object]]) -> str:
     """Canonical JSON of an object, put together from its values'; keys must come in order."""
-    return "{" + ",".join([f'"{key}":{_text(value)}' for key, value in items]) + "}"
+    return "{" + ",".join([f'"{key}":{value if type(value) is int else _text(value)}' for key, value in items]) + "}"
 
 
 def _short(text: str) -> str:
@@ -150,6 +147,8 @@ class Cell(Frozen):
     treatment: Treatment
     n: int
     """how many layers are copied (or kept random); 0 for base, scratch and base-long"""
+    preserved: int = 0
+    """how many layers above the frozen n are copied too, and learn"""
     seed: int
     """the replicate: a seed has its own bases, and is the seed of the stream"""
     recipe: Recipe
@@ -185,7 +184,8 @@ class Cell(Frozen):
         if self.treatment in COPYING:
             assert self.source is not None
             first = "All" if self.source.half == "all" else self.source.half
-            return f"{first}{self.n}{half}{'+' if self.treatment.endswith('+') else ''}"
+            preserved = f"-preserve{self.preserved}" if self.preserved else ""
+            return f"{first}{self.n}{half}{'+' if self.treatment.endswith('+') else ''}{preserved}"
         return f"R{self.n}{half}" if self.treatment == "random" else f"{self.treatment}{half}"
 
     @property
@@ -193,6 +193,11 @@ class Cell(Frozen):
         """Short enough for a legend: `A3B+ random0 s0`."""
         split = self.target.split if self.target.split_seed is None else f"{self.target.split}{self.target.split_seed}"
         return f"{self.name} {split} s{self.seed}"
+
+    @property
+    def series(self) -> str:
+        """The treatment as figures, tables and tracking name it: `selffer-preserve1` is not pooled with `selffer`."""
+        return f"{self.treatment}-preserve{self.preserved}" if self.preserved else self.treatment
 
     @property
     def phase(self) -> str:
