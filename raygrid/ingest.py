@@ -63,6 +63,13 @@ def ingest(
         raise DataError(f"--size {size}: must be 1 to 4096 pixels")
     if on_error not in ("fail", "skip"):
         raise DataError(f"--on-error {on_error}: must be fail or skip")
+    for key, value, good in (
+        ("--max-skipped", max_skipped, max_skipped >= 0),
+        ("--workers", workers, workers is None or workers >= 1),
+        ("--shard-mb", shard_mb, 0 < shard_mb <= 4096),
+    ):
+        if not good:
+            raise DataError(f"{key} {value}: out of range")
     root = Path(source).expanduser()
     listing = list_source(root, *(Path(p).expanduser() if p else None for p in (test, ground_truth)))
     name = name or _name(root, listing)
@@ -259,7 +266,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             connect()
             options["parallel_map"] = ray_map
-        dest = options["dest"]
+        dest = options["dest"] if "://" in options["dest"] else Path(options["dest"]).expanduser().absolute()
         manifest = ingest(options.pop("src"), options.pop("dest"), **options)
     except RaygridError as error:
         print(error, file=sys.stderr)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "MPO")
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
 """what is tried, by content and never by the file's name; nothing that runs a program (no EPS)"""
 MOST_PIXELS = Image.MAX_IMAGE_PIXELS or 89_478_485
 """larger images are refused as decompression bombs (Pillow's limit)"""
@@ -44,7 +44,7 @@ def pixels(data: bytes, size: int, keep_aspect: bool = False) -> np.ndarray:
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 if image.width * image.height > MOST_PIXELS:
                     raise Unreadable(f"too large ({image.width} x {image.height} pixels: a decompression bomb?)")
-                if image.format == "JPEG":
+                if image.format in ("JPEG", "MPO"):
                     image.draft(None, (2 * size, 2 * size))
                 rgb = _rgb(image)
                 box = None
@@ -58,7 +58,7 @@ def pixels(data: bytes, size: int, keep_aspect: bool = False) -> np.ndarray:
     except Image.DecompressionBombError:
         raise Unreadable("too large (a decompression bomb?)") from None
     except Image.UnidentifiedImageError:
-        raise Unreadable(f"not an image ({', '.join(FORMATS[:-1])})") from None
+        raise Unreadable(f"not an image ({', '.join(FORMATS)})") from None
     except Exception as error:  # Pillow's readers raise nearly any kind of error on damaged files
         raise Unreadable(f"damaged ({' '.join(str(error).split())[:100] or type(error).__name__})") from None
 

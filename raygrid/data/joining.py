@@ -33,7 +33,6 @@ def join(
 ) -> Manifest:
     """Write the lists of unreadable and of repeated images, then the manifest. Raises DataError for a class without
     images. `named`: the manifest's name, groups and licence."""
-
     order: dict[Part, list[tuple[Unit, Done]]] = {"train": [], "test": []}
     for unit in wanted:
         order[unit.part].append((unit, done[unit.part, unit.index]))
@@ -45,9 +44,7 @@ def join(
     for part, held in counts.items():
         if empty := [listing.classes[c] for c in np.flatnonzero(held == 0)]:
             _write_list(store, UNREADABLE, UNREADABLE_COLUMNS, unreadable)
-            raise DataError(
-                f"ingest: none of the {part} images of {', '.join(empty[:5])} could be read ({store.uri(UNREADABLE)})"
-            )
+            raise DataError(f"ingest: none of the {part} images of {', '.join(empty[:5])} could be read ({_at(store)})")
     first = {digests["train"][32 * i : 32 * i + 32]: i for i in reversed(range(len(names["train"])))}
     tests = (digests["test"][32 * i : 32 * i + 32] for i in range(len(names["test"])))
     repeated = [(names["test"][i], names["train"][first[d]]) for i, d in enumerate(tests) if d in first]
@@ -71,6 +68,10 @@ def join(
     )
     store.put(MANIFEST, manifest.to_json().encode())
     return manifest
+
+
+def _at(store: Store) -> str:
+    return store.uri(UNREADABLE).removeprefix("file://")
 
 
 def unreadable_of(unit: Unit, done: Done) -> list[tuple[str, str, str]]:
@@ -101,6 +102,6 @@ def enforce(store: Store, bad: list[tuple[str, str, str]], on_error: str, most: 
     shown = "\n".join(f"  {part}/{file}: {reason}" for part, file, reason in bad[:10])
     limit = f"more than --max-skipped {most}" if on_error == "skip" else "found so far"
     raise DataError(
-        f"ingest: {len(bad)} unreadable images ({limit}), listed in {store.uri(UNREADABLE)}:\n{shown}\n"
+        f"ingest: {len(bad)} unreadable images ({limit}), listed in {_at(store)}:\n{shown}\n"
         "mend or remove them, or leave them out with: --on-error skip --max-skipped N (what is made is kept)"
     )

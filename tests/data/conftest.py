@@ -59,9 +59,6 @@ def own_folder(image_folder: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(image_folder, tmp_path / "images"))
 
 
-# --- CIFAR-10's two forms, tiny ----------------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="session")
 def photographs() -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """50 + 20 images of 32 x 32 with labels 0..9, in no order."""
@@ -73,7 +70,7 @@ def photographs() -> dict[str, tuple[np.ndarray, np.ndarray]]:
     return made
 
 
-# --- S3 ------------------------------------------------------------------------------------------------------------------
+# --- S3 --------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="session")

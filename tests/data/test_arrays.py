@@ -95,9 +95,15 @@ def test_statistics_do_not_overflow(tmp_path: Path) -> None:
     white = np.full((70_000, 1, 1, 3), 255, np.uint8)
     labels = np.zeros(70_000, int)
     manifest = write_data_set(
-        tmp_path, name="white", classes=("a",), groups=(None,), parts={"train": (white, labels), "test": (white, labels)},
-        preprocessing={}, source="", licence="",
-    )  # fmt: skip
+        tmp_path,
+        name="white",
+        classes=("a",),
+        groups=(None,),
+        parts={"train": (white, labels), "test": (white, labels)},
+        preprocessing={},
+        source="",
+        licence="",
+    )
     found = statistics(open_folder(tmp_path, manifest).train, np.arange(70_000), "channel")
     assert found["mean"].tolist() == [255.0] * 3 and found["std"].tolist() == [0.0] * 3
 

@@ -46,8 +46,8 @@ def _open(args: tuple[str, str, str]) -> tuple[str, int]:
 
 def test_many_processes_at_once(published: tuple[Store, str, Path], own_cache: Path) -> None:
     store, sha256, _ = published
-    with multiprocessing.get_context("spawn").Pool(4) as pool:
-        found = pool.map(_open, [(store.url, sha256, str(own_cache))] * 8, chunksize=1)
+    with multiprocessing.get_context("spawn").Pool(3) as pool:
+        found = pool.map(_open, [(store.url, sha256, str(own_cache))] * 6, chunksize=1)
     assert len(set(found)) == 1
     names = {path.name for path in data_folder(own_cache, sha256).iterdir()}
     assert len(names) == 4 + 2 and VERIFIED in names, "temporary files stayed"
@@ -142,7 +142,7 @@ def test_a_damaged_cache_is_mended(published: tuple[Store, str, Path], own_cache
 
 
 def test_neither_here_nor_there(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="neither in the cache of this machine .* nor in the store"):
+    with pytest.raises(DataError, match=r"neither in the cache of this machine .* nor in the store"):
         open_arrays(Store(str(tmp_path / "store")), "0" * 64)
 
 

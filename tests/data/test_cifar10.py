@@ -1,4 +1,4 @@
-"""Laws: both sources give one content hash; damaged, short and hostile archives are refused; failure says what to do."""
+"""Laws: both sources give one content hash; bad and hostile archives are refused; failures say what to do."""
 
 import hashlib
 import http.server

@@ -126,7 +126,7 @@ def test_ingested_folder(icons: Arrays, tmp_path: Path) -> None:
     assert facts(Dataset(name="icons40", path=str(folder))) == KNOWN["icons40"]
     assert facts(Dataset(name="icons40", path=f"file://{folder}")) == KNOWN["icons40"]
     assert prepare(Dataset(name="icons40", path=str(folder))) == (icons.manifest, folder)
-    with pytest.raises(DataError, match="write dataset.name: icons40"):
+    with pytest.raises(DataError, match=r"write dataset\.name: icons40"):
         facts(Dataset(name="mine", path=str(folder)))
     with pytest.raises(DataError, match="the study pins 00000000"):
         facts(Dataset(name="icons40", path=str(folder), sha256="00000000"))

@@ -111,5 +111,5 @@ def test_other_text_is_refused(text: str) -> None:
 
 @pytest.mark.parametrize("place", ["nowhere", "memory://", "s3x://bucket"])
 def test_no_manifest(tmp_path: Path, place: str) -> None:
-    with pytest.raises(UserError, match="manifest|scheme"):
+    with pytest.raises(UserError, match=r"manifest|scheme"):
         read_manifest(place if "://" in place else tmp_path / place)
