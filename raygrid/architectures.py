@@ -109,8 +109,9 @@ def caffenet(outputs: int, width: float = 1.0, dropout: float = 0.5) -> tuple[St
 
 
 def caffenet_32(outputs: int, width: float = 1.0, dropout: float = 0.5) -> tuple[Stage, ...]:
-    """CaffeNet for images of about 32 pixels, which its 11 x 11 filters at every fourth pixel cannot see (they need 55):
-    5 x 5 filters at every pixel, all else as it is.
+    """CaffeNet for images of about 32 pixels: 5 x 5 filters at every pixel open it, all else as it is.
+
+    Its own 11 x 11 at every fourth pixel need 55 pixels for the last pooling to have anything to see.
 
     Two layers have fewer inputs for it, and larger initial weights by the root of that: layer 1 (363 to 75) and layer 6
     (36 to 4 positions, with crops of 27 pixels).
@@ -141,7 +142,7 @@ def _caffenet(
 
 
 def alexnet(outputs: int, width: float = 1.0, dropout: float = 0.5) -> tuple[Stage, ...]:
-    """The one-column AlexNet of Krizhevsky 2014 (arXiv 1404.5997), as in torchvision but with dropout where it feeds."""
+    """The one-column AlexNet of Krizhevsky 2014 (arXiv 1404.5997), as in torchvision."""
 
     def wide(units: int) -> int:
         return max(1, round(units * width))

@@ -18,7 +18,7 @@ from raygrid.cost import Ideal, Meter, cohort_bytes, ideal
 from raygrid.errors import StudyError
 from raygrid.simulation import Simulation, simulate
 from raygrid.splits import Halves, divide
-from raygrid.study import COPYING, LAYERED, TREATMENTS, Block, Study
+from raygrid.study import COPYING, LAYERED, Block, RandomSplit, Split, Study, in_order
 
 __all__ = ["Agenda", "Cohort", "Plan", "Simulation", "Summary", "addresses", "explain", "plan", "simulate"]
 
@@ -67,8 +67,8 @@ class Plan:
     @cached_property
     def counts(self) -> dict[str, int]:
         """Number of networks by treatment, in the order of the paper."""
-        found: Counter[str] = Counter(cell.treatment for cell in self.cells)
-        return {treatment: found[treatment] for treatment in TREATMENTS if found[treatment]}
+        found = Counter(cell.series for cell in self.cells)
+        return {series: found[series] for series in in_order(found)}
 
     @property
     def trainings_if_independent(self) -> int:
@@ -128,6 +128,7 @@ def plan(study: Study, facts: DatasetFacts) -> Plan:
 
     Raises StudyError where the study asks for what the data set does not have.
     """
+    _check_splits(study, facts)
     cells: dict[str, Cell] = {}
     for block in study.blocks:
         for cell in _block_cells(study, block, facts):
@@ -138,8 +139,31 @@ def plan(study: Study, facts: DatasetFacts) -> Plan:
     return Plan(study, facts, tuple(ordered))
 
 
+def _check_splits(study: Study, facts: DatasetFacts) -> None:
+    """Splits are the units of replication: each name stands for one division of the classes, and no two random ones
+    are the same (which happens where classes are few)."""
+    named: dict[str, tuple[Halves, Split]] = {}
+    drawn: dict[frozenset[tuple[int, ...]], str] = {}
+    for split in dict.fromkeys(split for block in study.blocks for split in block.splits):
+        halves = divide(split, facts.classes, facts.groups)
+        first, other = named.setdefault(halves.label, (halves, split))
+        if first != halves:
+            raise StudyError(
+                f"splits: two different divisions are both called {halves.label}: "
+                f"{other.model_dump_json(exclude_defaults=True)} and {split.model_dump_json(exclude_defaults=True)}; "
+                "give one of them another seed or name"
+            )
+        if isinstance(split, RandomSplit):
+            same = drawn.setdefault(frozenset((halves.A, halves.B)), halves.label)
+            if same != halves.label:
+                raise StudyError(
+                    f"splits: {same} and {halves.label} give the same two halves of {facts.name}, so they are one unit "
+                    "of replication, not two: leave one out or choose another seed"
+                )
+
+
 def _block_cells(study: Study, block: Block, facts: DatasetFacts) -> Iterable[Cell]:
-    layers = range(1, study.network.layers) if block.layers == "all" else block.layers
+    layers = block.values_of_n(study.network)
     crop = block.recipe.augmentation.crop
     if crop is not None and crop > facts.image_size + 2 * block.recipe.augmentation.padding:
         raise StudyError(
@@ -225,6 +249,7 @@ def _cell(
         source=source,
         treatment=treatment,  # type: ignore[arg-type]
         n=n,
+        preserved=block.preserve,
         seed=seed,
         recipe=block.recipe,
         outputs=len(facts.classes) if block.recipe.outputs == "dataset" else len(target.classes),

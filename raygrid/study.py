@@ -32,7 +32,6 @@ PRESERVABLE = ("selffer", "transfer")
 """Treatments for which layers above the frozen ones may be copied too."""
 
 
-
 def in_order(series: Iterable[str]) -> list[str]:
     """Names of treatments in the order of the paper, each before its forms with preserved layers."""
     places = {treatment: place for place, treatment in enumerate(TREATMENTS)}
@@ -72,7 +71,7 @@ class RandomSplit(Frozen):
     kind: Literal["random"]
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     rule: Literal["permutation", "yosinski2014"] = "permutation"
-    """`permutation`: numpy `RandomState(seed).permutation(K)`, first K/2 are A. `yosinski2014`: `RandomState([seed])`"""
+    """`permutation`: numpy `RandomState(seed).permutation(K)`, first K/2 are A. `yosinski2014`: `RandomState([s])`"""
     exclude: tuple[str, ...] = ()
     """classes left out of both halves"""
 
@@ -410,11 +409,12 @@ def _check_preserve(block: Block, network: Network, at: str) -> None:
             "give it a block of its own"
         )
     last = block.last(network)
-    if max(block.values_of_n(network), default=network.layers) > last:
-        head = "" if block.recipe.outputs == "dataset" else "; the head is another one with recipe.outputs: task"
+    if max(block.values_of_n(network), default=last + 1) > last:
+        room = f"so n can be 1 to {last}" if last > 0 else "so none of them can be frozen"
+        head = "" if block.recipe.outputs == "dataset" else " (the head only with recipe.outputs: dataset)"
         raise StudyError(
-            f"{at}preserve: {network.name} has no {block.preserve} layers to preserve above n = "
-            f"{max(block.layers) if block.layers != 'all' and block.layers else 1} (n can be {f'1 to {last}' if last > 0 else 'nothing'}{head})"
+            f"{at}preserve: {network.name} has {network.layers} layers{head}, of which {block.preserve} above n are to "
+            f"be preserved, {room}"
         )
 
 

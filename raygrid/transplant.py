@@ -4,7 +4,8 @@ Where initial weights come from, by treatment (every seed is made of names, law 
 
     base                   all layers (task, seed, layer, "base")
     scratch, base-long     all layers (target, seed, layer, "reinit")
-    selffer, transfer, +   layers 1..n (and those preserved) the base's; above (target, seed, layer, "reinit"): the same for every source, n, "+"
+    selffer, transfer, +   layers 1..n, and those preserved, the base's; above (target, seed, layer, "reinit"): the same
+                           for every source, n and "+"
     random                 layers 1..n (network, seed, layer, "random"), so that they nest over n; above as the others
 """
 

@@ -17,7 +17,7 @@ from functools import cached_property
 from raygrid.cell import Cell, Task, digest
 from raygrid.plan import Plan
 from raygrid.record import Record, deterministic
-from raygrid.study import COPYING, LAYERED, TREATMENTS
+from raygrid.study import COPYING, LAYERED, in_order
 
 CELL = "raygrid.cell"
 """tag: address of the cell; how its run is found again"""
@@ -64,7 +64,18 @@ COLOURS = {
 """the paper's colours: blues for BnB, reds for AnB, the fine-tuned form lighter"""
 
 
-@dataclass(frozen=True, order=True)
+def label(series: str) -> str:
+    """`BnB`, `BnB-preserve1`."""
+    treatment, preserve, k = series.partition("-preserve")
+    return LABELS[treatment] + preserve + k
+
+
+def colour(series: str) -> str:
+    """A treatment's colour, whatever it preserves."""
+    return COLOURS[series.partition("-preserve")[0]]
+
+
+@dataclass(frozen=True)
 class Point:
     """One value of one metric. `at` is milliseconds after the start of the run."""
 
@@ -88,7 +99,7 @@ def params(cell: Cell) -> dict[str, str]:
     """The cell's identity in a few short words. MLflow's params can never change, so nothing else is one."""
     recipe = cell.recipe
     found: dict[str, object] = {
-        "treatment": cell.treatment,
+        "treatment": cell.series,
         "n": cell.n,
         "split": _split(cell.target),
         "source": cell.source.half if cell.source else "none",
@@ -282,6 +293,10 @@ class Figures:
         """`random`, `semantic`, `random, 100 a class`, ..."""
         return self._group[cell.address]
 
+    def addresses(self, group: str) -> list[str]:
+        """Cells of a group."""
+        return [address for address, name in self._group.items() if name == group]
+
     @cached_property
     def groups(self) -> dict[str, int]:
         """Number of cells by group, most first."""
@@ -293,8 +308,8 @@ class Figures:
         found: dict[tuple[str, str], dict[int, list[Cell]]] = defaultdict(lambda: defaultdict(list))
         for cell in self.plan.cells:
             for n in (cell.n,) if cell.treatment in LAYERED else range(cell.network.layers):
-                found[self.group(cell), cell.treatment][n].append(cell)
-        order = {name: index for index, name in enumerate(TREATMENTS)}
+                found[self.group(cell), cell.series][n].append(cell)
+        order = {name: index for index, name in enumerate(in_order(series for _, series in found))}
         keys = sorted(found, key=lambda key: (list(self.groups).index(key[0]), order[key[1]]))
         return [Curve(*key, {n: tuple(cells) for n, cells in sorted(found[key].items())}) for key in keys]
 

@@ -8,11 +8,12 @@ own default.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from raygrid.plan import Plan
-from raygrid.track.projection import FIGURE, GROUP, KIND, LABELS, MEAN, STATUS, Figures
+from raygrid.track.projection import FIGURE, GROUP, KIND, MEAN, STATUS, Figures, label
 
 PREFIX = "mlflow.sharedViewState."
 SHOWN = 100
@@ -21,18 +22,28 @@ CREATED = 1790000000000
 """the views' date: fixed, so that writing them again changes nothing"""
 
 
-def views(figures: Figures) -> dict[str, str]:
-    """Experiment tags that are the saved views."""
+def views(figures: Figures, scores: Mapping[str, float | None] | None = None) -> dict[str, str]:
+    """Experiment tags that are the saved views. Where all cells of a figure have `scores` (by address), its axis is
+    fitted to them: while the grid runs no fixed axis could be right, and MLflow's own begins at 0."""
     found = {}
     for index, (group, cells) in enumerate(figures.groups.items()):
         key, name = ("figure2", "Figure 2") if not index else (f"figure2-{index + 1}", f"Figure 2: {group}")
         if index < 6:
-            found[key] = _figure2(name, group, cells)
+            axis = _axis([(scores or {}).get(address) for address in figures.addresses(group)])
+            found[key] = _figure2(name, group, cells, axis)
             found[f"{key}-mean"] = _means(f"{name} (mean over splits)", group)
     found["trials"] = _trials()
     found["failures"] = _failures()
     found["differs"] = _differs()
     return {f"{PREFIX}raygrid-{key}": text for key, text in found.items()}
+
+
+def _axis(scores: Sequence[float | None]) -> dict[str, float]:
+    """Range of a vertical axis, in steps of 0.05; none while a score is missing."""
+    known = [score for score in scores if score is not None]
+    if not known or len(known) < len(scores):
+        return {}
+    return {"yMin": max(0.0, math.floor(min(known) * 20 - 0.1) / 20), "yMax": math.ceil(max(known) * 20 + 0.1) / 20}
 
 
 def view_of(figures: Figures) -> str:
@@ -49,7 +60,7 @@ def link(server: str, experiment: str, view: str) -> str:
 def note(plan: Plan, command: str, links: dict[str, str]) -> str:
     """The experiment's description, in Markdown."""
     study = plan.study
-    counts = ", ".join(f"{count} {LABELS[treatment]}" for treatment, count in plan.counts.items())
+    counts = ", ".join(f"{count} {label(treatment)}" for treatment, count in plan.counts.items())
     lines = [f"## raygrid/{study.name}", ""]
     if study.question:
         lines += [study.question.strip(), ""]
@@ -70,12 +81,8 @@ def note(plan: Plan, command: str, links: dict[str, str]) -> str:
 # --- the views --------------------------------------------------------------------------------------------
 
 
-def _figure2(name: str, group: str, cells: int) -> str:
-    charts = [
-        _line("c1", FIGURE, "top-1 against n"),
-        _line("c2", "test/top1", "learning curves"),
-        _line("c3", "train/loss", "training loss"),
-    ]
+def _figure2(name: str, group: str, cells: int, axis: dict[str, float]) -> str:
+    charts = [{**_line("c1", FIGURE), "range": axis}, _line("c2", "test/top1"), _line("c3", "train/loss")]
     return _view(
         name,
         filter_=f"tags.`{KIND}` = 'trial' AND tags.`{GROUP}` = '{group}'",
@@ -91,9 +98,9 @@ def _means(name: str, group: str) -> str:
     return _view(
         name,
         filter_=f"tags.`{KIND}` = 'figure' AND tags.`{GROUP}` = '{group}'",
-        charts=[_line("c1", MEAN, "top-1 against n, mean over splits")],
+        charts=[_line("c1", MEAN)],
         columns=1,
-        height=640,
+        height=560,
         shown=_params("treatment"),
     )
 
@@ -101,18 +108,18 @@ def _means(name: str, group: str) -> str:
 def _trials() -> str:
     charts = [
         {
-            **_chart("c1", "PARALLEL", "what goes with a high score"),
+            **_chart("c1", "PARALLEL"),
             "selectedParams": ["treatment", "n", "split", "target"],
             "selectedMetrics": ["final/top1"],
         },
         {
-            **_chart("c2", "SCATTER", "top-1 by n"),
+            **_chart("c2", "SCATTER"),
             "xaxis": {"key": "n", "type": "PARAM"},
             "yaxis": {"key": "final/top1", "type": "METRIC"},
         },
-        _line("c3", "test/top1", "learning curves"),
+        _line("c3", "test/top1"),
         {
-            **_chart("c4", "SCATTER", "above the base"),
+            **_chart("c4", "SCATTER"),
             "xaxis": {"key": "n", "type": "PARAM"},
             "yaxis": {"key": "final/delta_vs_base", "type": "METRIC"},
         },
@@ -123,7 +130,7 @@ def _trials() -> str:
 
 def _failures() -> str:
     shown = [f"tags.`{STATUS}`", "tags.`raygrid.reason`", *_params("treatment", "n", "split"), "tags.`raygrid.host`"]
-    charts = [_line("c1", "train/loss", "training loss")]
+    charts = [_line("c1", "train/loss")]
     return _view(
         "Failures", f"tags.`{KIND}` = 'trial' AND attributes.status = 'FAILED'", charts, columns=1, shown=shown
     )
@@ -131,7 +138,7 @@ def _failures() -> str:
 
 def _differs() -> str:
     chart = {
-        **_chart("c1", "DIFFERENCE", "what differs"),
+        **_chart("c1", "DIFFERENCE"),
         "compareGroups": ["Parameters", "Model Metrics", "Tags"],
         "chartName": "What differs",
         "showChangeFromBaseline": True,
@@ -147,7 +154,7 @@ def _params(*names: str) -> list[str]:
     return [f"params.`{name}`" for name in names]
 
 
-def _chart(uuid: str, type_: str, title: str) -> dict[str, Any]:
+def _chart(uuid: str, type_: str) -> dict[str, Any]:
     return {
         "uuid": uuid,
         "type": type_,
@@ -155,13 +162,12 @@ def _chart(uuid: str, type_: str, title: str) -> dict[str, Any]:
         "deleted": False,
         "isGenerated": False,
         "runsCountToCompare": SHOWN,
-        "displayName": title,
     }
 
 
-def _line(uuid: str, metric: str, title: str) -> dict[str, Any]:
+def _line(uuid: str, metric: str) -> dict[str, Any]:
     return {
-        **_chart(uuid, "LINE", title),
+        **_chart(uuid, "LINE"),
         "metricKey": metric,
         "selectedMetricKeys": [metric],
         "lineSmoothness": 0,
