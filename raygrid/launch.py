@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raygrid.errors import DataError, EnvironmentError_, RaygridError
+from raygrid.errors import DataError, RaygridError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -99,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.dry_run or arguments.explain:
             from raygrid.preview import preview
 
-            return preview(asked, arguments.explain, console)
+            return preview(asked.study, asked.store_url, arguments.explain, console)
         return launch(asked, console)
     except RaygridError as error:
         Console(stderr=True, soft_wrap=True).print(f"raygrid: {error}", style="red", highlight=False, markup=False)
@@ -236,7 +236,7 @@ class _Both:
         self.display.note(text)
 
 
-class _stopping:  # noqa: N801
+class _stopping:
     """Ctrl-C and SIGTERM: the in-process loop saves its progress and stops; with Ray the driver leaves."""
 
     def __init__(self, grid: Grid, raises: bool):

@@ -16,18 +16,17 @@ from raygrid.store import Store
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from raygrid.launch import Job
+    from raygrid.study import Study
 
 PLAN_FILE = "plan.json"
 
 
-def preview(asked: Job, explain: str | None, console: Console) -> int:
-    """`--dry-run`: print the plan and what exists, train nothing."""
+def preview(study: Study, url: str, explain: str | None, console: Console) -> int:
+    """`--dry-run`: print the plan and what exists in the store, train nothing."""
     from raygrid.data.known import facts
 
-    the_plan = plan(asked.study, facts(asked.study.dataset))
+    the_plan = plan(study, facts(study.dataset))
     present: dict[str, Record] = {}
-    url = asked.store_url
     if "://" in url or Path(url).exists():
         present = find_records(Store(url), the_plan.cells)
     show(the_plan, present, console)

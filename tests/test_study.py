@@ -1,0 +1,153 @@
+"""Thirty-odd kinds of wrong study: each gives one clear message that names the key, and exit code 2."""
+
+from __future__ import annotations
+
+import pytest
+from conftest import TINY
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from raygrid import launch
+from raygrid.errors import StudyError, UserError
+from raygrid.study import Study, bundled_studies
+
+WRONG = {
+    "typo in a key": (["recipe.epocs=3"], "recipe.epocs", "did you mean 'epochs'"),
+    "unknown top key": (["treatmens=[base]"], "treatmens", "did you mean 'treatments'"),
+    "unknown treatment": (["treatments=[transfr]"], "treatments[0]", "did you mean 'transfer'"),
+    "no treatments": (["treatments=[]"], "treatments", "empty"),
+    "treatment twice": (["treatments=[base, base]"], "treatments", "twice"),
+    "n too large": (["layers=[8]"], "layers", "1 to 7"),
+    "n = 0": (["layers=[0]"], "layers", "scratch"),
+    "no n": (["layers=[]"], "layers", "empty"),
+    "layers in words": (["layers=some"], "layers", "all"),
+    "overlapping halves": (["splits=[{kind: explicit, name: x, A: ['0', '1'], B: ['1', '2']}]"], "splits[0]", "overlap"),
+    "empty half": (["splits=[{kind: explicit, name: x, A: [], B: ['1', '2']}]"], "splits[0].A", "empty"),
+    "half of one class": (["splits=[{kind: explicit, name: x, A: ['0'], B: ['1', '2']}]"], "splits", "one class"),
+    "class twice": (["splits=[{kind: explicit, name: x, A: ['0', '0'], B: ['1', '2']}]"], "splits[0].A", "twice"),
+    "unknown class": (["splits=[{kind: explicit, name: x, A: ['0', cat], B: ['1', '2']}]"], "splits", "'cat'"),
+    "unknown kind of split": (["splits=[{kind: randm, seed: 0}]"], "splits[0]", "did you mean 'random'"),
+    "split without kind": (["splits=[{seed: 0}]"], "splits[0]", "kind"),
+    "split without seed": (["splits=[{kind: random}]"], "splits[0].seed", "missing"),
+    "no splits": (["splits=[]"], "splits", "empty"),
+    "split twice": (["splits=[{kind: random, seed: 0}, {kind: random, seed: 0}]"], "splits", "twice"),
+    "semantic split without groups": (["splits=[{kind: semantic}]"], "splits", "natural"),
+    "reserved split name": (["splits=[{kind: explicit, name: random, A: ['0','3'], B: ['1','2']}]"], "name", "random"),
+    "transfer within one task": (["splits=[{kind: all}]", "targets=[all]"], "treatments", "transfer from"),
+    "target of another kind of split": (["targets=[all]"], "targets", "A, B"),
+    "unknown target": (["targets=[C]"], "targets[0]", "allowed: A, B, all"),
+    "unknown network": (["network=resnet"], "network.name", "allowed: small"),
+    "network width zero": (["network.width=0"], "network.width", "greater than 0"),
+    "negative epochs": (["recipe.epochs=-1"], "recipe.epochs", "greater than 0"),
+    "epochs and iterations": (["recipe.iterations=5"], "recipe", "exactly one"),
+    "neither": (["recipe.epochs=null"], "recipe", "exactly one"),
+    "lr in words": (["recipe.lr=fast"], "recipe.lr", "number"),
+    "lr not finite": (["recipe.lr=.nan"], "recipe.lr", "finite"),
+    "momentum of one": (["recipe.momentum=1.0"], "recipe.momentum", "less than 1"),
+    "batch size zero": (["recipe.batch_size=0"], "recipe.batch_size", "greater than or equal to 1"),
+    "step schedule without every": (["recipe.schedule.kind=step"], "recipe.schedule", "every"),
+    "mean image with padding": (["recipe.normalization=mean-image"], "recipe", "padding"),
+    "crop larger than the image": (["recipe.augmentation.crop=64"], "recipe.augmentation.crop", "64"),
+    "seed twice": (["seeds=[1, 1]"], "seeds", "twice"),
+    "seeds not a list": (["seeds=3"], "seeds", "array"),
+    "more images than there are": (["images_per_class=5000"], "images_per_class", "5000"),
+    "unknown data set": (["dataset=cifr10"], "dataset.name", "did you mean 'cifar10'"),
+    "pinned to other data": (["dataset.sha256=deadbeef"], "dataset", "deadbeef"),
+    "name with a path": (["name=../up"], "name", "not a name"),
+    "cohort zero": (["execution.cohort=0"], "execution.cohort", "greater than or equal to 1"),
+    "unknown device": (["execution.device=tpu"], "execution.device", "allowed: auto, cpu, cuda"),
+    "gpu one and a half": (["execution.gpu=1.5"], "execution", "whole number"),
+    "grid not a list": (["grid=3"], "grid", "list of blocks"),
+    "typo inside a block": (["grid=[{layrs: [1]}]"], "grid[0].layrs", "did you mean 'layers'"),
+    "n too large in a block": (["grid=[{layers: [9]}]"], "grid[0].layers", "1 to 7"),
+    "recipe not a group": (["recipe=3"], "recipe", "object"),
+    "override without value": (["recipe.lr"], "--set recipe.lr", "KEY=VALUE"),
+    "override of an item that is not there": (["grid[3].layers=[1]"], "--set grid[3]", ""),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_a_wrong_study_gets_one_clear_message_and_exit_code_2(kind, tmp_path, capsys) -> None:
+    overrides, key, hint = WRONG[kind]
+    file = tmp_path / "study.yaml"
+    file.write_text(TINY)
+    arguments = [str(file), "--out", str(tmp_path / "out"), "--dry-run"]
+    for override in overrides:
+        arguments += ["--set", override]
+    assert launch.main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert err.startswith("raygrid: ") and "Traceback" not in err + out
+    assert key in err and hint in err, err
+    assert len(err.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists(), "nothing was begun"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "3", "[1, 2]", "a: [", "name: x\nname: {{", "!!python/object/apply:os.system [echo hi]", "- base", "\t", "? [a]: b"],
+)
+def test_what_is_no_study_at_all_is_told_so(text: str, tmp_path, capsys) -> None:
+    file = tmp_path / "study.yaml"
+    file.write_text(text)
+    assert launch.main([str(file), "--dry-run"]) == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_missing_file_names_the_studies_that_come_with_raygrid(capsys) -> None:
+    assert launch.main(["demoo.yaml", "--dry-run"]) == 2
+    assert "did you mean 'demo'" in capsys.readouterr().err
+
+
+json_like = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+keys = st.sampled_from(
+    ["name", "dataset", "network", "splits", "targets", "treatments", "layers", "seeds", "images_per_class", "recipe",
+     "recipe.lr", "recipe.schedule", "recipe.augmentation.crop", "grid", "execution", "execution.cohort", "score"]
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(keys, json_like)
+def test_no_value_of_a_key_gives_anything_but_a_study_or_a_user_error(key: str, value: object) -> None:
+    import yaml
+
+    text = yaml.safe_dump(value, default_flow_style=True).removesuffix("...\n").strip().replace("\n", " ")
+    try:
+        Study.parse(TINY, [f"{key}={text}"])
+    except UserError as error:
+        assert str(error)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.text(max_size=200))
+def test_no_text_gives_anything_but_a_study_or_a_user_error(text: str) -> None:
+    try:
+        Study.parse(text)
+    except UserError as error:
+        assert str(error)
+
+
+def test_studies_that_come_with_raygrid_are_valid() -> None:
+    names = bundled_studies()
+    assert {"demo", "icons"} <= set(names)
+    for path in names.values():
+        assert Study.load(path).name == path.stem
+
+
+def test_overrides_reach_their_key_and_blocks_override_defaults() -> None:
+    study = Study.parse(TINY + "grid: [{layers: [1]}, {recipe: {lr: 0.5}}]\n", ["recipe.momentum=0.5", "grid[0].seeds=[4]"])
+    first, second = study.blocks
+    assert (first.layers, first.seeds, first.recipe.lr) == ((1,), (4,), 0.03)
+    assert (second.layers, second.recipe.lr, second.recipe.epochs) == ((1, 4, 7), 0.5, 5)
+    assert first.recipe.momentum == second.recipe.momentum == 0.5
+
+
+def test_a_study_is_immutable() -> None:
+    study = Study.parse(TINY)
+    with pytest.raises(ValueError):
+        study.name = "other"
+    with pytest.raises(StudyError):
+        Study.parse(TINY, ["name=3"])
