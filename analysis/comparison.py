@@ -109,16 +109,19 @@ def tables(results: Results, published: Results) -> list[Table]:
     ours, theirs = scopes.main(results), scopes.main(published)
     mine, yours = figure2_paired.differences(ours, "base"), figure2_paired.differences(theirs, "base")
     rows, records = [], []
-    for treatment in CURVES:
-        for n in sorted(set(mine.get(treatment, {})) & set(yours.get(treatment, {}))):
-            a, b = mine[treatment][n], yours[treatment][n]
-            line = [f"{points(a.mean)} ({a.units})", f"{points(b.mean)} ({b.units})", points(a.mean - b.mean)]
-            rows.append([SHORT[treatment], str(n), *line])
-            difference = points(a.mean - b.mean)
-            entry = {"ours": points(a.mean), "units": a.units, "authors": points(b.mean), "authors_units": b.units}
-            records.append({"treatment": treatment, "n": n, **entry, "difference": difference})
-    columns = ["treatment", "n", "ours (units)", "authors (units)", "difference"]
-    notes = ["Points relative to the base of the same task and seed. Two studies share no task: no interval, no test."]
+    ns = sorted({n for t in mine for n in mine[t]} & {n for t in yours for n in yours[t]})
+    for treatment in (t for t in CURVES if t in mine):
+        lines: list[list[str]] = [[f"{SHORT[treatment]} {who}"] for who in ("ours", "authors", "difference")]
+        for n in ns:
+            a, b = mine[treatment].get(n), yours.get(treatment, {}).get(n)
+            gap = points(a.mean - b.mean) if a and b else ""
+            texts = [f"{points(e.mean)} ({e.units})" if e else "" for e in (a, b)]
+            for line, text in zip(lines, [*texts, gap], strict=True):
+                line.append(text)
+            records.append({"treatment": treatment, "n": n, "ours": texts[0], "authors": texts[1], "difference": gap})
+        rows += lines
+    columns = ["points, in brackets units", *[f"n = {n}" for n in ns]]
+    notes = ["Relative to the base of the same task and seed. Two studies share no task: no interval, no test."]
     found = [Table("comparison", "Figure 2, relative to own base", columns, rows, records, notes)]
     one, two = table1.tables(ours, results.depth)[0], table1.tables(theirs, published.depth)[0]
     both = []

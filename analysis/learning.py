@@ -61,7 +61,7 @@ def reason_against(results: Results) -> str:
 
 @style.styled
 def draw(results: Results) -> Figure | None:
-    """Small panels; colour runs with n from dark to light, and every line ends with its n. None without any curve."""
+    """Small panels; colour runs with n from dark to light, and each n is named at its mean end. None without any curve."""
     import matplotlib
 
     cells = sample(results)
@@ -79,6 +79,7 @@ def draw(results: Results) -> Figure | None:
     grid = fig.add_gridspec(rows, width, wspace=0.22, hspace=0.35)
     for i, treatment in enumerate(treatments):
         ax = fig.add_subplot(grid[i // width, i % width])
+        finals: dict[int, list[float]] = {}
         for cell in shown[shown["treatment"] == treatment].to_dict("records"):
             line = by_cell[str(cell["cell"])]
             line = line.iloc[:: max(1, -(-len(line) // POINTS_A_CURVE))] if len(line) > POINTS_A_CURVE else line
@@ -86,11 +87,14 @@ def draw(results: Results) -> Figure | None:
             dead = cell["status"] == "diverged"
             colour = colours(0.9 * n / max(1, results.depth - 1))
             ax.plot(line["epoch"], line["top1"], color=colour, lw=1.1, ls=":" if dead else "-")
-            if n:
-                ax.text(line["epoch"].iloc[-1], line["top1"].iloc[-1], f" {n}", size=9, va="center")
+            if len(line):
+                finals.setdefault(n, []).append(float(line["top1"].iloc[-1]))
         ax.set_title(LABELS[treatment], size=13)
         ax.tick_params(labelsize=11)
-        ax.margins(x=0.08)
+        ends = [
+            (0.0, sum(v) / len(v), str(n), colours(0.9 * n / max(1, results.depth - 1))) for n, v in finals.items() if n
+        ]
+        style.end_labels(ax, ends, size=11, gap=0.06)
         if i % width == 0:
             ax.set_ylabel("Top-1 accuracy", size=12)
         if i + width >= len(treatments):

@@ -40,7 +40,7 @@ RC: dict[str, Any] = {
     "svg.fonttype": "path",
     "path.simplify": True,
 }
-RASTERIZE = 3000
+RASTERIZE = 250
 """points of one treatment above which an SVG holds them as a picture"""
 
 
@@ -106,8 +106,8 @@ def save(fig: Figure, out: Path, name: str, kinds: Sequence[str] = ("svg", "png"
     for kind in kinds:
         path = out / f"{name}.{kind}"
         fig.savefig(path, format=kind, dpi=90, metadata=fixed[kind], bbox_inches=box)
-        if kind == "svg":  # a hundredth of a point is enough
-            path.write_text(re.sub(r"(\d\.\d\d)\d+", r"\1", path.read_text(encoding="utf-8")), encoding="utf-8")
+        if kind == "svg":  # a hundredth of a point is enough, but scales below 1 stay exact
+            path.write_text(re.sub(r"([1-9]\d*\.\d\d)\d+", r"\1", path.read_text(encoding="utf-8")), encoding="utf-8")
         paths.append(path)
     return paths
 
@@ -218,7 +218,7 @@ def curve(
         points(ax, treatment, xs, ys, [e.diverged > 0 for e in found.values()], scale=0.65)
 
 
-def end_labels(ax: Axes, ends: Sequence[tuple[float, float, str, str]], size: float = 14, gap: float = 0.042) -> None:
+def end_labels(ax: Axes, ends: Sequence[tuple[float, float, str, Any]], size: float = 14, gap: float = 0.042) -> None:
     """Names at the right end of lines (x, y, text, colour), moved apart where they would overlap."""
     low, high = ax.get_ylim()
     step = (high - low) * gap

@@ -151,6 +151,6 @@ def populations(results: Results) -> list[scopes.Scope]:
     if other:
         found.append(other)
         against = scopes.peers(results, other)
-        if against and set(against.frame["cell"]) != set(found[0].frame["cell"]):
+        if against and against.has("selffer") and against is not found[0]:
             found.append(against)
     return found
