@@ -325,7 +325,7 @@ CONTIGUOUS = replace(
     DEVICES["cpu"],
     flops_per_s=298e9,
     fp32_flops_per_s=138e9,
-    element_s=5.8e-9,
+    element_s=5.3e-9,
     source="as cpu, memory format contiguous",
 )
 
