@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 from raygrid.cell import DatasetFacts, Task
 from raygrid.errors import RaygridError
-from raygrid.track.projection import CELL, Point
+from raygrid.track.projection import MEAN, Point
 
 SQLITE = "sqlite:///"
 SETTINGS = {
@@ -101,7 +101,10 @@ class Server:
                 f"MLflow {self.uri}: MLflow keeps no runs in plain folders any more; give sqlite:///FILE or http://..."
             )
         if self.file is not None:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                self.file.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise Refused(f"MLflow {self.uri}: {self.file.parent} cannot be made ({error.strerror})") from None
         from mlflow.tracking import MlflowClient
 
         for name in ("mlflow", "alembic"):
@@ -142,7 +145,10 @@ class Server:
 
     def experiment(self, name: str, tags: Mapping[str, str]) -> str:
         """Id of the experiment of that name, made if there is none. Raises Refused where it is not ours to write."""
-        found = self.call("get_experiment_by_name", name)
+        try:
+            found = self.call("get_experiment_by_name", name)
+        except (Gone, Rejected) as error:
+            raise Refused(f"{error} (is this an MLflow server?)") from None
         if found is None:
             place = self.file.parent / "mlartifacts" if self.file else None
             location = (place / re.sub(r"[^\w.-]", "-", name)).as_uri() if place else None
@@ -185,13 +191,13 @@ class Server:
             if not token:
                 return sorted(found, key=lambda run: (run.info.start_time or 0, run.info.run_id))
 
-    def find(self, experiment: str, address: str) -> Any | None:
-        """The run of a cell. Of two, made in a race, the older one stays, whoever looks; the other is deleted."""
-        quoted = address.replace("'", "''")
-        return self.one_of(self.runs(experiment, f"tags.`{CELL}` = '{quoted}'"))
+    def find(self, experiment: str, tag: str, value: str) -> Any | None:
+        """The run that has a tag. Of two, made in a race, the older one stays, whoever looks; the other is deleted."""
+        quoted = value.replace("'", "''")
+        return self.one_of(self.runs(experiment, f"tags.`{tag}` = '{quoted}'"))
 
     def one_of(self, runs: Sequence[Any]) -> Any | None:
-        """The first of several runs of one cell; the others are marked and deleted."""
+        """The first of several runs of one thing; the others are marked and deleted."""
         for other in runs[1:]:
             with contextlib.suppress(Gone):
                 self.call("set_tag", other.info.run_id, "raygrid.duplicate_of", runs[0].info.run_id)
@@ -207,10 +213,14 @@ class Server:
         self.call("delete_run", run_id)
 
     def known_steps(self, run: Any) -> set[tuple[str, int]]:
-        """(metric, step) of every point that a run has of what is logged in training."""
-        keys = [key for key in run.data.metrics if key.split("/")[0] != "final"]
-        run_id = run.info.run_id
-        return {(key, int(point.step)) for key in keys for point in self.call("get_metric_history", run_id, key)}
+        """(metric, step) of every point that a run has of what is logged in the course of time. All values of a step
+        are written in one transaction, so one metric's history tells."""
+        keys = sorted(key for key in run.data.metrics if not key.startswith("final/"))
+        asked = next((key for key in ("test/top1", MEAN, *keys) if key in keys), None)
+        if asked is None:
+            return set()
+        steps = {int(point.step) for point in self.call("get_metric_history", run.info.run_id, asked)}
+        return {(key, step) for key in keys for step in steps}
 
     def log(
         self,
@@ -223,7 +233,7 @@ class Server:
         from mlflow.entities import Metric, Param, RunTag
 
         start = run.info.start_time or 0
-        metrics = [Metric(p.key, p.value, start + p.at, p.step) for p in sorted(points)]
+        metrics = [Metric(p.key, p.value, start + p.at, p.step) for p in sorted(points, key=lambda p: (p.step, p.key))]
         fresh = [Param(k, v) for k, v in (params or {}).items() if k not in run.data.params]
         marks = [RunTag(k, v) for k, v in (tags or {}).items()]
         while len(metrics) > BATCH:

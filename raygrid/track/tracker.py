@@ -63,15 +63,19 @@ class Missed:
 
 @dataclass
 class _Run:
-    """A run that this process writes."""
+    """A run that this process writes, and what is there already: what succeeded is not tried again."""
 
     run: Any
     known: set[tuple[str, int]] = field(default_factory=set)
     """(metric, step) of the points that it has"""
+    data: bool = False
+    """its data are noted"""
     described: bool = False
-    """its params and data are there"""
+    """its params are there"""
+    recorded: bool = False
+    """all values of a record are there"""
     closed: bool = False
-    """all of a record is there: nothing may be added"""
+    """it has ended: nothing may be added"""
 
     def fresh(self, points: Iterable[show.Point]) -> list[show.Point]:
         """Points that the run does not have, each once."""
@@ -104,6 +108,7 @@ class Tracker:
         self._thread: threading.Thread | None = None
         # the rest belongs to the writer alone
         self._experiment: str | None = None
+        self._described = self._connected = False
         self._open: dict[str, _Run] = {}
         self._done: set[str] = set()
         self._scores: dict[str, float | None] = {}
@@ -112,6 +117,8 @@ class Tracker:
         self._rejected: dict[str, str] = {}
         self._drawn = 0.0
         self._settled = 0
+        self._unsettled = False
+        self._sent: set[Path] = set()
 
     # --- what training calls -------------------------------------------------------------------------------
 
@@ -214,7 +221,7 @@ class Tracker:
 
     def _step(self) -> bool:
         """Write one thing. False when all is written and the grid has ended."""
-        if self._experiment is None:
+        if not self._connected:
             self._connect()
         with self._lock:
             if not self._points and not self._todo and self._closing is None:
@@ -242,19 +249,23 @@ class Tracker:
     # --- the experiment ------------------------------------------------------------------------------------
 
     def _connect(self) -> None:
-        """Find or make the experiment; learn what it has, and note which finished cells it lacks."""
-        tags = {
-            "raygrid.study": self.plan.study.name,
-            "raygrid.dataset": self.plan.facts.name,
-            "mlflow.experimentKind": "custom_model_development",
-        }
-        experiment = self.server.experiment(self.name, tags)
-        self._open.clear()
-        self._lines.clear()
-        self.describe(experiment)
-        self._compare(experiment)
-        self._experiment = experiment
-        self._ready.set()
+        """Find or make the experiment; learn what it has, and note which finished cells it lacks. What is done of this
+        is not done again after a failure: a server that answers now and then is enough."""
+        if self._experiment is None:
+            tags = {
+                "raygrid.study": self.plan.study.name,
+                "raygrid.dataset": self.plan.facts.name,
+                "mlflow.experimentKind": "custom_model_development",
+            }
+            self._experiment = self.server.experiment(self.name, {**tags, **views.views(self.figures)})
+            self._ready.set()
+            self._open.clear()
+            self._lines.clear()
+        if not self._described:
+            self.describe(self._experiment)
+            self._described = True
+        self._compare(self._experiment)
+        self._connected = True
 
     def describe(self, experiment: str) -> None:
         """Write the saved views and the note. A server that does not want them shows its own default."""
@@ -266,7 +277,7 @@ class Tracker:
             "What differs": "raygrid-differs",
         }
         links = {name: views.link("", experiment, view).lstrip("/") for name, view in pages.items()}
-        tags = views.views(self.figures)
+        tags = views.views(self.figures, self._scores)
         tags["mlflow.note.content"] = views.note(self.plan, self.command, links)
         with contextlib.suppress(Rejected):
             self.server.tag_experiment(experiment, tags)
@@ -294,34 +305,43 @@ class Tracker:
             with self._lock:
                 if address not in self._todo and address not in self._rejected:
                     self._todo[address] = record if len(self._todo) < HELD_RECORDS else None
+        for line in list(self._lines):
+            if self._lines[line].run.info.run_id not in {run.info.run_id for run in lines.get(line, [])[:1]}:
+                del self._lines[line]  # of two launches' runs, the other's stays
         self._waiting.clear()
         for address, run in whole.items():
             if show.DELTA not in run.data.metrics:
-                self._delta(self.plan.by_address[address], run)
+                cell = self.plan.by_address[address]
+                self.server.log(run, self._difference(cell))
+                self._await_base(cell, run)
         for line, runs in lines.items():
             run = self.server.one_of(runs)
-            self._lines[line] = _Run(run, self.server.known_steps(run), described=True)
+            if run is not None and line not in self._lines:
+                self._lines[line] = _Run(run, self.server.known_steps(run), described=bool(run.data.params))
         self.counts["present"] = len(whole)
         self.counts["cells"] = len(whole) + len(records)
 
     def _settle(self) -> bool:
         """At the end: what others wrote meanwhile, and what was missed; then the figures. True while there is more."""
         assert self._experiment is not None
-        present = self.counts["present"]
-        if self._settled < 3:  # a cell that stays incomplete is not tried for ever
-            self._settled += 1
+        self._unsettled = False
+        if self._settled < 5:  # a cell that stays incomplete is not tried for ever
+            present = self.counts["present"]
             self._compare(self._experiment)
             self.counts["present"] = present
             if self._todo:
+                self._settled += 1
                 return True
         for address, held in self._open.items():
             if not held.closed and address not in self._done:
                 with contextlib.suppress(Gone, Rejected):
                     self.server.set_status(held.run, "KILLED")
         self._draw()
+        self.describe(self._experiment)
         with contextlib.suppress(Gone, Rejected):
             self._report()
-        return False
+        self._settled += 1
+        return self._unsettled and self._settled < 5  # look once more: another launch may have made the same runs
 
     # --- runs ----------------------------------------------------------------------------------------------
 
@@ -331,7 +351,7 @@ class Tracker:
         if held is not None:
             return held
         assert self._experiment is not None
-        run = self.server.find(self._experiment, cell.address)
+        run = self.server.find(self._experiment, show.CELL, cell.address)
         if run is None:
             start = show.milliseconds(record.provenance.started) if record else int(time.time() * 1000)
             tags = show.birth_tags(cell, self.figures.group(cell))
@@ -340,7 +360,8 @@ class Tracker:
             self.counts["created"] += 1
         else:
             closed = show.RECORD in run.data.tags and run.info.status != "RUNNING"
-            held = _Run(run, self.server.known_steps(run), bool(run.data.params), closed)
+            described = bool(run.data.params)
+            held = _Run(run, self.server.known_steps(run), described, described, closed=closed)
             if record is None and not closed:
                 if run.info.status != "RUNNING":
                     self.server.set_status(run, "RUNNING")
@@ -362,7 +383,7 @@ class Tracker:
                     action()
                 except Gone:
                     self._open.pop(cell.address, None)
-                    self._experiment = None
+                    self._experiment, self._connected = None, False
                     self.server.experiment(self.name, {})  # deleted as a whole? then this says so
                     raise
         except Rejected as error:
@@ -370,12 +391,12 @@ class Tracker:
 
     def _describe_run(self, cell: Cell, held: _Run) -> dict[str, str]:
         """Params, where the run has none; its data are noted first, so that params mean both are there."""
-        if held.described:
-            return {}
-        tasks = {"train": cell.target} if cell.source is None else {"train": cell.target, "base": cell.source}
-        with contextlib.suppress(Rejected):
-            self.server.log_data(held.run, tasks, self.plan.facts, self.store.uri(f"data/{self.plan.facts.sha256}"))
-        return show.params(cell)
+        if not held.data:
+            tasks = {"train": cell.target} if cell.source is None else {"train": cell.target, "base": cell.source}
+            with contextlib.suppress(Rejected):
+                self.server.log_data(held.run, tasks, self.plan.facts, self.store.uri(f"data/{self.plan.facts.sha256}"))
+            held.data = True
+        return {} if held.described else show.params(cell)
 
     def _train(self, cell: Cell) -> None:
         """Write what was measured of a cell in training."""
@@ -416,7 +437,7 @@ class Tracker:
             while self._waiting.get(cell.address):
                 dependant, run = self._waiting[cell.address][-1]
                 with contextlib.suppress(Gone, Rejected):
-                    self.server.log(run, show.delta(self._scores[dependant.address], self._scores[cell.address]))
+                    self.server.log(run, self._difference(dependant))
                 self._waiting[cell.address].pop()
             self._open.pop(cell.address, None)
         self._forget(cell.address, len(live))
@@ -427,25 +448,29 @@ class Tracker:
         held = self._run(cell, record)
         if held.closed:
             return
-        points = held.fresh([*show.history(record), *live])
-        paths = [record.result.checkpoint] if record.result.checkpoint else []
-        tags = show.final_tags(record, {path: self.store.uri(path) for path in paths})
-        extra = show.finals(record, self.plan.study.score)
-        self.server.log(held.run, [*points, *extra], self._describe_run(cell, held), tags)
-        held.note(points)
-        self._delta(cell, held.run)
+        if not held.recorded:
+            points = held.fresh([*show.history(record), *live])
+            paths = [record.result.checkpoint] if record.result.checkpoint else []
+            tags = show.final_tags(record, {path: self.store.uri(path) for path in paths})
+            extra = [*show.finals(record, self.plan.study.score), *self._difference(cell)]
+            self.server.log(held.run, [*points, *extra], self._describe_run(cell, held), tags)
+            held.note(points)
+            held.recorded = True
         self.server.set_status(held.run, show.run_status(record), show.milliseconds(record.provenance.ended))
+        held.closed = True
+        self._await_base(cell, held.run)
 
-    def _delta(self, cell: Cell, run: Any) -> None:
-        """Log how far a finished cell is above the base of its task, now or when that has a record."""
+    def _difference(self, cell: Cell) -> list[show.Point]:
+        """How far a finished cell is above the base of its task, if that is finished too."""
         base = show.target_base(cell)
-        if base is None or base.address not in self.plan.by_address:
-            return
-        if base.address in self._scores:
-            points = show.delta(self._scores[cell.address], self._scores[base.address])
-            if points:
-                self.server.log(run, points)
-        else:
+        if base is None or base.address not in self._scores or base.address not in self.plan.by_address:
+            return []
+        return show.delta(self._scores[cell.address], self._scores[base.address])
+
+    def _await_base(self, cell: Cell, run: Any) -> None:
+        """Note a finished cell that is to be compared with a base which has no record yet."""
+        base = show.target_base(cell)
+        if base is not None and base.address in self.plan.by_address and base.address not in self._scores:
             self._waiting[base.address].append((cell, run))
 
     # --- figures -------------------------------------------------------------------------------------------
@@ -458,12 +483,20 @@ class Tracker:
             with contextlib.suppress(Gone):
                 self.server.delete(held.run.info.run_id)
             held = None
+            self._lines.pop(key, None)
         if held is None:
-            tags = {show.KIND: "figure", show.LINE: key, "mlflow.source.name": "raygrid", **tags}
-            held = _Run(self.server.create(self._experiment, name, tags, int(time.time() * 1000)))
+            run = self.server.find(self._experiment, show.LINE, key)
+            if run is None:
+                tags = {show.KIND: "figure", show.LINE: key, "mlflow.source.name": "raygrid", **tags}
+                run = self.server.create(self._experiment, name, tags, int(time.time() * 1000))
+                self._unsettled = True
+            held = self._lines[key] = _Run(run, self.server.known_steps(run), described=bool(run.data.params))
+        if not held.described:
             self.server.log(held.run, [], params)
+            held.described = True
+        if not held.closed and held.run.info.status != "FINISHED":
             self.server.set_status(held.run, "FINISHED")
-            self._lines[key] = held
+        held.closed = True
         return held
 
     def _draw(self) -> None:
@@ -473,13 +506,14 @@ class Tracker:
         for curve in self.figures.curves:
             points = curve.points(self._scores)
             held = self._lines.get(curve.key)
-            if not points or (held is not None and not held.fresh(points)):
+            same = held is not None and held.run.data.tags.get(show.PLAN) == curve.digest
+            if not points or (same and held is not None and not held.fresh(points)):
                 continue
-            name = f"Fig 2 · {show.LABELS[curve.treatment]}" + ("" if curve.group == main else f" · {curve.group}")
+            name = f"Fig 2 · {show.label(curve.treatment)}" + ("" if curve.group == main else f" · {curve.group}")
             tags = {
                 show.GROUP: curve.group,
                 show.PLAN: curve.digest,
-                "mlflow.runColor": show.COLOURS[curve.treatment],
+                "mlflow.runColor": show.colour(curve.treatment),
             }
             try:
                 held = self._line(curve.key, name, tags, {"treatment": curve.treatment, "group": curve.group})
@@ -493,14 +527,17 @@ class Tracker:
         """Figures, tables and the study as artifacts of one run."""
         files = [path for path in sorted(self.report.rglob("*")) if path.is_file()] if self.report else []
         small = [p for p in files if p.suffix in ARTIFACTS and p.stat().st_size <= ARTIFACT_BYTES]
-        held = self._line("report", "Report", {show.PLAN: "report"}, {})
+        held = self._line("report", "Report", {show.PLAN: "report"}, {"treatment": "report"})
         self.server.upload_text(held.run, self.plan.study.model_dump_json(indent=1), "study.json")
         for path in small:
             if self._over():
                 return
+            if path in self._sent:
+                continue
             assert self.report is not None
             inside = path.relative_to(self.report).parent.as_posix()
             self.server.upload(held.run, path, "report" if inside == "." else f"report/{inside}")
+            self._sent.add(path)
 
 
 def sync(plan: Plan, store: Store, uri: str, report: Path | None = None) -> dict[str, int]:

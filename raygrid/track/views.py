@@ -139,7 +139,7 @@ def _failures() -> str:
 def _differs() -> str:
     chart = {
         **_chart("c1", "DIFFERENCE"),
-        "compareGroups": ["Parameters", "Model Metrics", "Tags"],
+        "compareGroups": ["Parameters", "Model Metrics"],
         "chartName": "What differs",
         "showChangeFromBaseline": True,
         "showDifferencesOnly": True,

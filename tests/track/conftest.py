@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -23,14 +24,15 @@ from raygrid.study import Study
 from raygrid.track import Tracker
 from raygrid.track.server import Server
 
-CLASSES = ("bear", "bus", "cat", "clock", "dog", "lamp", "owl", "ship")
+NATURAL = ("bear", "cat", "dog", "frog", "owl", "pine", "rose", "toad")
+CLASSES = (*NATURAL, "bus", "cup", "fork", "lamp", "mug", "pen", "ship", "vase")
 FACTS = DatasetFacts(
     name="toys",
     sha256=digest("toys"),
     classes=CLASSES,
-    groups=tuple("natural" if c in ("bear", "cat", "dog", "owl") else "man-made" for c in CLASSES),
-    train=(40,) * 8,
-    test=(10,) * 8,
+    groups=("natural",) * 8 + ("man-made",) * 8,
+    train=(40,) * 16,
+    test=(10,) * 16,
     image_size=8,
 )
 STUDY = """
@@ -139,7 +141,7 @@ def train(tracker: Tracker, store: Store, cell: Cell, until: int | None = None, 
         tracker.finish(cell, record)
 
 
-def wait(condition: Callable[[], Any], seconds: float = 30.0) -> Any:
+def wait(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
     """Wait until a condition holds; returns what it gave."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -152,10 +154,10 @@ def wait(condition: Callable[[], Any], seconds: float = 30.0) -> Any:
 
 def written(tracker: Tracker) -> bool:
     """Whether the writer has nothing left to write."""
-    return tracker._experiment is not None and not tracker._points and not tracker._todo
+    return tracker._connected and not tracker._points and not tracker._todo
 
 
-# --- what a server holds ------------------------------------------------------------------------------------------------
+# --- what a server holds ----------------------------------------------------------------------------------
 
 
 def trials(uri: str, plan: Plan) -> dict[str, Any]:
@@ -219,7 +221,7 @@ def assert_whole(uri: str, plan: Plan, store: Store, statuses: dict[str, str] | 
             assert (("final/delta_vs_base", 0) in have) == (not base), cell.title
 
 
-# --- servers ------------------------------------------------------------------------------------------------------------
+# --- servers ----------------------------------------------------------------------------------------------
 
 
 def free_port() -> int:
@@ -292,3 +294,28 @@ def store(tmp_path: Path) -> Store:
 def embedded(tmp_path: Path) -> str:
     """URI of an SQLite file that does not exist yet."""
     return f"sqlite:///{tmp_path}/out/mlflow.db"
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An SQLite file with MLflow's tables: making them takes longer than most tests."""
+    file = tmp_path_factory.mktemp("empty") / "mlflow.db"
+    Server(f"sqlite:///{file}").call("search_experiments")
+    return file
+
+
+@pytest.fixture
+def tables(empty_database: Path, tmp_path: Path) -> Callable[[str], str]:
+    """Makes the URI of an SQLite file with MLflow's tables."""
+
+    def make(name: str) -> str:
+        shutil.copy(empty_database, tmp_path / f"{name}.db")
+        return f"sqlite:///{tmp_path}/{name}.db"
+
+    return make
+
+
+@pytest.fixture
+def database(tables: Callable[[str], str]) -> str:
+    """URI of one."""
+    return tables("mlflow")

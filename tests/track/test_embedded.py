@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,7 @@ from tests.track.conftest import (
 
 @pytest.fixture(scope="module")
 def plan() -> Plan:
-    return make_plan()
+    return make_plan(layers="[2]")
 
 
 def test_a_grid_is_projected(plan: Plan, store: Store, embedded: str, tmp_path: Path) -> None:
@@ -52,11 +53,11 @@ def test_a_grid_is_projected(plan: Plan, store: Store, embedded: str, tmp_path: 
 
     found = content(embedded, plan)
     curve = found["random: transfer+"]
-    assert sorted(n for key, n in curve["points"] if key == "fig2/top1_mean") == [1, 3]
+    assert sorted(n for key, n in curve["points"] if key == "fig2/top1_mean") == [2]
     assert curve["tags"]["mlflow.runColor"] == "#f2909b"
-    transfer = next(c for c in plan.cells if c.treatment == "transfer" and c.n == 3)
+    transfer = next(c for c in plan.cells if c.treatment == "transfer")
     run = found[transfer.address]
-    assert run["params"] | {"n": "3", "source": transfer.source.half, "fine_tune": "false"} == run["params"]
+    assert run["params"] | {"n": "2", "source": transfer.source.half, "fine_tune": "false"} == run["params"]
     assert [context for _, _, context in run["data"]] == ["base", "train"] or len(run["data"]) == 2
     assert "host" not in run["params"] and run["tags"]["raygrid.host"] == "toy"
     files = sorted(p.name for p in (tmp_path / "out").rglob("*") if p.is_file() and "mlflow.db" not in p.name)
@@ -65,30 +66,30 @@ def test_a_grid_is_projected(plan: Plan, store: Store, embedded: str, tmp_path: 
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
-def test_a_second_launch_changes_nothing(plan: Plan, store: Store, embedded: str) -> None:
+def test_a_second_launch_changes_nothing(plan: Plan, store: Store, database: str) -> None:
     for cell in plan.cells:
         write_record(store, make_record(cell))
-    assert sync(plan, store, embedded) == {
+    assert sync(plan, store, database) == {
         "cells": len(plan.cells), "created": len(plan.cells), "completed": len(plan.cells), "present": 0
     }  # fmt: skip
-    before = content(embedded, plan)
-    tracker = Tracker(plan, store, embedded)
+    before = content(database, plan)
+    tracker = Tracker(plan, store, database)
     tracker.start()
     assert not tracker.close(60)
-    assert content(embedded, plan) == before
-    assert sync(plan, store, embedded) == {
+    assert content(database, plan) == before
+    assert sync(plan, store, database) == {
         "cells": len(plan.cells), "created": 0, "completed": 0, "present": len(plan.cells)
     }  # fmt: skip
-    assert content(embedded, plan) == before
+    assert content(database, plan) == before
 
 
-def test_sync_equals_live_even_with_failures(plan: Plan, store: Store, tmp_path: Path) -> None:
+def test_sync_equals_live_even_with_failures(plan: Plan, store: Store, tables: Callable[[str], str]) -> None:
     statuses = {
         cell.address: {1: "diverged", 2: "blocked"}.get(index % 7, "ok")
         for index, cell in enumerate(plan.cells)
         if cell.treatment not in ("base", "scratch")
     }
-    live, rebuilt = f"sqlite:///{tmp_path}/live.db", f"sqlite:///{tmp_path}/rebuilt.db"
+    live, rebuilt = tables("live"), tables("rebuilt")
     tracker = Tracker(plan, store, live)
     tracker.start()
     for cell in reversed(plan.cells):  # bases last: what is measured against them must wait for them
@@ -101,9 +102,9 @@ def test_sync_equals_live_even_with_failures(plan: Plan, store: Store, tmp_path:
     assert found[blocked].info.status == "FAILED" and found[blocked].data.tags["raygrid.reason"] == "made up"
 
 
-def test_killed_launches_go_on_in_the_same_runs(plan: Plan, store: Store, embedded: str) -> None:
+def test_killed_launches_go_on_in_the_same_runs(plan: Plan, store: Store, database: str) -> None:
     first, second, third, *rest = plan.cells
-    killed = Tracker(plan, store, embedded)
+    killed = Tracker(plan, store, database)
     killed.start()
     train(killed, store, first, until=20)
     train(killed, store, second, until=40)
@@ -112,11 +113,11 @@ def test_killed_launches_go_on_in_the_same_runs(plan: Plan, store: Store, embedd
     write_record(store, make_record(second))  # the record was written, MLflow never heard of it
     killed._closing = 0.0  # as good as dead: the thread ends without a word
 
-    with_ids = {address: run.info.run_id for address, run in trials(embedded, plan).items()}
-    assert {run.info.status for run in trials(embedded, plan).values()} == {"RUNNING"}
-    tracker = Tracker(plan, store, embedded)
+    with_ids = {address: run.info.run_id for address, run in trials(database, plan).items()}
+    assert {run.info.status for run in trials(database, plan).values()} == {"RUNNING"}
+    tracker = Tracker(plan, store, database)
     tracker.start()
-    wait(lambda: trials(embedded, plan)[second.address].info.status == "FINISHED")
+    wait(lambda: trials(database, plan)[second.address].info.status == "FINISHED")
     for evaluation in evaluations(first)[1:]:  # resumed from progress at step 10
         log_evaluation(tracker, first, evaluation)
     tracker.finish(first, make_record(first))
@@ -124,42 +125,43 @@ def test_killed_launches_go_on_in_the_same_runs(plan: Plan, store: Store, embedd
     for cell in rest:
         train(tracker, store, cell)
     assert not tracker.close(60)
-    assert_whole(embedded, plan, store)
-    after = trials(embedded, plan)
+    assert_whole(database, plan, store)
+    after = trials(database, plan)
     assert {address: after[address].info.run_id for address in with_ids} == with_ids
     assert after[first.address].data.tags["raygrid.attempts"] == "2"
     assert after[rest[0].address].data.tags["raygrid.attempts"] == "1"
 
 
-def test_an_interrupted_grid_leaves_no_run_running(plan: Plan, store: Store, embedded: str) -> None:
-    tracker = Tracker(plan, store, embedded)
+def test_an_interrupted_grid_leaves_no_run_running(plan: Plan, store: Store, database: str) -> None:
+    tracker = Tracker(plan, store, database)
     tracker.start()
     train(tracker, store, plan.cells[0])
     train(tracker, store, plan.cells[1], until=20)
     assert not tracker.close(60)
-    found = trials(embedded, plan)
+    found = trials(database, plan)
     assert [found[c.address].info.status for c in plan.cells[:2]] == ["FINISHED", "KILLED"]
 
 
-def test_two_runs_of_a_cell_become_one(plan: Plan, store: Store, embedded: str) -> None:
-    tracker = Tracker(plan, store, embedded)
+def test_two_runs_of_a_cell_become_one(plan: Plan, store: Store, database: str) -> None:
+    tracker = Tracker(plan, store, database)
     tracker.start()
     train(tracker, store, plan.cells[0], until=20)
     wait(lambda: written(tracker))
-    server = Server(embedded)
-    tags = trials(embedded, plan)[plan.cells[0].address].data.tags
-    server.create(tracker._experiment or "", "racer", {**tags, "raygrid.status": "training"}, 1)  # older: it stays
+    server = Server(database)
+    tags = trials(database, plan)[plan.cells[0].address].data.tags
+    ours = {key: value for key, value in tags.items() if key.startswith("raygrid.")}
+    server.create(tracker._experiment or "", "racer", ours, 1)  # older: it stays
     train(tracker, store, plan.cells[0])
     for cell in plan.cells[1:]:
         train(tracker, store, cell)
     assert not tracker.close(60)
-    assert_whole(embedded, plan, store)
-    assert trials(embedded, plan)[plan.cells[0].address].info.run_name == "racer"
+    assert_whole(database, plan, store)
+    assert trials(database, plan)[plan.cells[0].address].info.run_name == "racer"
 
 
-def test_two_launches_at_once(plan: Plan, store: Store, embedded: str) -> None:
+def test_two_launches_at_once(plan: Plan, store: Store, database: str) -> None:
     """Each trains half of the cells; both settle at the same time."""
-    both = [Tracker(plan, store, embedded) for _ in range(2)]
+    both = [Tracker(plan, store, database) for _ in range(2)]
     for tracker in both:
         tracker.start()
     for index, cell in enumerate(plan.cells):
@@ -170,60 +172,60 @@ def test_two_launches_at_once(plan: Plan, store: Store, embedded: str) -> None:
         assert tracker._thread is not None
         tracker._thread.join(60)
         assert not tracker.close(1)
-    assert_whole(embedded, plan, store)
-    content(embedded, plan)
+    assert_whole(database, plan, store)
+    content(database, plan)
 
 
-def test_runs_deleted_by_a_user_come_back(plan: Plan, store: Store, embedded: str) -> None:
-    tracker = Tracker(plan, store, embedded)
+def test_runs_deleted_by_a_user_come_back(plan: Plan, store: Store, database: str) -> None:
+    tracker = Tracker(plan, store, database)
     tracker.start()
     train(tracker, store, plan.cells[0], until=20)
     wait(lambda: written(tracker))
-    Server(embedded).delete(trials(embedded, plan)[plan.cells[0].address].info.run_id)
+    Server(database).delete(trials(database, plan)[plan.cells[0].address].info.run_id)
     for cell in plan.cells:
         train(tracker, store, cell)
     assert not tracker.close(60)
-    assert_whole(embedded, plan, store)
+    assert_whole(database, plan, store)
 
 
-def test_a_grown_plan_draws_its_figure_anew(store: Store, embedded: str) -> None:
+def test_a_grown_plan_draws_its_figure_anew(store: Store, database: str) -> None:
     small, large = make_plan(layers="[1]"), make_plan(layers="[1]", splits=2)
     for cell in small.cells:
         write_record(store, make_record(cell))
-    sync(small, store, embedded)
+    sync(small, store, database)
     for cell in large.cells:
         write_record(store, make_record(cell))
-    sync(large, store, embedded)
-    curve = content(embedded, large)["random: transfer"]["points"]
+    sync(large, store, database)
+    curve = content(database, large)["random: transfer"]["points"]
     assert curve["fig2/splits", 1] == 2
 
 
-# --- what users and file systems do ---------------------------------------------------------------------------------------
+# --- what users and file systems do -----------------------------------------------------------------------
 
 
-def test_a_deleted_experiment_is_named(plan: Plan, store: Store, embedded: str) -> None:
+def test_a_deleted_experiment_is_named(plan: Plan, store: Store, database: str) -> None:
     write_record(store, make_record(plan.cells[0]))
-    sync(plan, store, embedded)
-    tracker = Tracker(plan, store, embedded)
+    sync(plan, store, database)
+    tracker = Tracker(plan, store, database)
     tracker.start()
     assert tracker.ready(30)
     experiment = tracker._experiment
-    Server(embedded).call("delete_experiment", experiment)
+    Server(database).call("delete_experiment", experiment)
     train(tracker, store, plan.cells[1])
     trouble = wait(lambda: tracker.trouble)
     assert "raygrid/toys was deleted" in trouble and f"--experiment-id {experiment}" in trouble and "\n" not in trouble
     missed = tracker.close(20)
     assert missed and missed.cells == 1 and "raygrid.track sync" in str(missed)
     with pytest.raises(TrackError, match="was deleted there"):
-        sync(plan, store, embedded)
-    Server(embedded).call("restore_experiment", experiment)
-    assert sync(plan, store, embedded)["cells"] == 2
+        sync(plan, store, database)
+    Server(database).call("restore_experiment", experiment)
+    assert sync(plan, store, database)["cells"] == 2
 
 
-def test_another_experiment_of_that_name_is_left_alone(plan: Plan, store: Store, embedded: str) -> None:
-    Server(embedded).call("create_experiment", "raygrid/toys") if Path(embedded[10:]).parent.mkdir() is None else None
+def test_another_experiment_of_that_name_is_left_alone(plan: Plan, store: Store, database: str) -> None:
+    Server(database).call("create_experiment", "raygrid/toys")
     with pytest.raises(TrackError, match="was not made by raygrid"):
-        sync(plan, store, embedded)
+        sync(plan, store, database)
 
 
 def test_places_that_cannot_be_written(plan: Plan, store: Store, tmp_path: Path) -> None:
@@ -236,12 +238,12 @@ def test_places_that_cannot_be_written(plan: Plan, store: Store, tmp_path: Path)
         train(tracker, store, plan.cells[0])
         trouble = wait(lambda tracker=tracker: tracker.trouble)
         assert trouble.startswith("MLflow ") and "\n" not in trouble and len(trouble) < 350, trouble
-        assert tracker.close(15).cells == 1
+        assert tracker.close(15).cells == 1, uri
 
 
-def test_what_training_hands_over_never_raises(plan: Plan, store: Store, embedded: str) -> None:
-    tracker = Tracker(plan, store, embedded)
+def test_what_training_hands_over_never_raises(plan: Plan, store: Store, database: str) -> None:
+    tracker = Tracker(plan, store, database)
     tracker.log(plan.cells[0], 1, {"train/loss": float("nan"), "test/top1": float("inf")})
     tracker.log(plan.cells[0], 1, {"train/loss": "wrong"})  # type: ignore[dict-item]
-    assert tracker.trouble and "ValueError" in tracker.trouble or "TypeError" in str(tracker.trouble)
+    assert "TypeError" in str(tracker.trouble)
     assert not tracker._held
