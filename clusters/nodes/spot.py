@@ -40,7 +40,8 @@ def notice(cloud: str) -> str | None:
         text = ask(f"{root}/computeMetadata/v1/instance/preempted", Metadata_Flavor="Google")
         return "preempted" if text and text.strip().upper() == "TRUE" else None
     root = os.environ.get("RAYGRID_METADATA", "http://169.254.169.254")
-    token = ask(f"{root}/latest/api/token", "PUT", X_aws_ec2_metadata_token_ttl_seconds="300")
+    lifetime = {"X_aws_ec2_metadata_token_ttl_seconds": "300"}
+    token = ask(f"{root}/latest/api/token", "PUT", **lifetime)
     if token is None:
         return None
     return ask(f"{root}/latest/meta-data/spot/instance-action", X_aws_ec2_metadata_token=token)
