@@ -61,7 +61,7 @@ def reason_against(results: Results) -> str:
 
 @style.styled
 def draw(results: Results) -> Figure | None:
-    """Small panels; colour runs with n from dark to light, and each n is named at its mean end. None without any curve."""
+    """Small panels; colour runs with n, dark to light, and each n is named at its mean end. None without curves."""
     import matplotlib
 
     cells = sample(results)

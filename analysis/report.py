@@ -103,10 +103,9 @@ def write(page: Page, out: Path) -> Path:
     made = provenance(page.results)
     common: dict[str, Any] = {"page": page, "made": made, "count": count, "points": points}
     bare = template.render(**common, rows=[], left=len(rows))
-    for name in ("learning", "comparison"):
-        picture_of = getattr(page, name)
-        if picture_of is not None and len(bare.encode()) > LIMIT - ROOM:
-            page = replace(page, skipped=[*page.skipped, f"{picture_of.title}: no room under 1 MB"], **{name: None})
+    for thinner in (replace(page, learning=None), replace(page, learning=None, comparison=None)):
+        if len(bare.encode()) > LIMIT - ROOM:
+            page = replace(thinner, skipped=[*page.skipped, "a figure that had no room under 1 MB; see its file"])
             common["page"] = page
             bare = template.render(**common, rows=[], left=len(rows))
     kept, size = [], len(bare.encode()) + 20_000
