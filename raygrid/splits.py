@@ -71,8 +71,8 @@ def divide(split: Split, classes: Sequence[str], groups: Sequence[str | None]) -
             )
         else:
             order = _shuffled(split, len(kept))
-            first = sorted(kept[i] for i in order[: len(kept) // 2])
-            halves = Halves("random", split.seed, tuple(first), tuple(i for i in kept if i not in set(first)))
+            first = {kept[i] for i in order[: len(kept) // 2]}
+            halves = Halves("random", split.seed, tuple(sorted(first)), tuple(i for i in kept if i not in first))
     for half in ("all",) if halves.whole or isinstance(split, WholeSet) else ("A", "B"):
         if not halves.classes(half):
             raise StudyError(f"splits: half {half} of split {halves.label} is empty")
