@@ -10,9 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from pydantic import Field
@@ -21,7 +22,7 @@ from raygrid.cell import digest
 from raygrid.data.decode import Unreadable, pixels
 from raygrid.data.manifest import Part, Shard
 from raygrid.data.parquet import read_rows
-from raygrid.data.shards import encode, image_digests, label_type
+from raygrid.data.shards import Blank, encode, image_digests, label_type
 from raygrid.data.sources import Entry, Listing
 from raygrid.store import Store
 from raygrid.study import Frozen
@@ -107,14 +108,14 @@ def units(listing: Listing, options: Options, dest: str) -> list[Unit]:
 def make(unit: Unit) -> Done:
     """Read, decode and write one unit's images. Runs in a worker process, on any machine that sees the source."""
     size = unit.options.size
-    images = np.empty((len(unit.entries), size, size, 3), np.uint8)
+    blank = _blank(unit.options.shard_images, size)
     labels: list[int] = []
     unreadable: list[tuple[int, str]] = []
     for position, (entry, data) in enumerate(_read(unit)):
         try:
             if isinstance(data, Unreadable):
                 raise data
-            images[len(labels)] = pixels(data, size, unit.options.keep_aspect)
+            blank.images[len(labels)] = pixels(data, size, unit.options.keep_aspect)
         except Unreadable as reason:
             unreadable.append((position, str(reason)))
         else:
@@ -122,11 +123,11 @@ def make(unit: Unit) -> Done:
     store = Store(unit.dest)
     shard, digests = None, b""
     if labels:
-        kept = images[: len(labels)]
-        digests = image_digests(kept)
-        shard, files = encode(unit.part, unit.index, kept, np.array(labels, label_type(unit.classes)))
+        digests = image_digests(blank.images[: len(labels)])
+        written = np.array(labels, label_type(unit.classes))
+        shard, files = encode(unit.part, unit.index, blank.file(len(labels)), written)
         for name, content in files.items():
-            store.put(name, content)
+            store.put(name, cast(bytes, content))
     done = Done(
         part=unit.part,
         index=unit.index,
@@ -138,6 +139,11 @@ def make(unit: Unit) -> Done:
     )
     store.put(unit.note, done.model_dump_json().encode())
     return done
+
+
+@lru_cache(maxsize=1)
+def _blank(count: int, size: int) -> Blank:
+    return Blank(count, size)
 
 
 def finished(store: Store, wanted: Sequence[Unit]) -> dict[tuple[Part, int], Done]:
