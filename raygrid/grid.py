@@ -6,13 +6,21 @@ driver can die and be started again anywhere. `run_in_process` trains the same c
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import hashlib
+import json
 import logging
 import os
 import shutil
+import signal
+import socket
 import stat
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -467,3 +475,247 @@ def ray_map(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[An
             yield ray.get(running.pop(0))
     for reference in running:
         yield ray.get(reference)
+
+
+# --- Ray jobs: a launch that runs on a cluster, asked for from elsewhere ----------------------------------------------
+
+JOB_PATIENCE_S = 15.0
+"""how long to wait before a lost connection to a cluster is made again; it is for ever, since laptops sleep"""
+
+
+@dataclass(frozen=True)
+class RemoteJob:
+    """What a cluster knows of one of its jobs."""
+
+    id: str
+    status: str
+    exit_code: int | None
+    labels: dict[str, str]
+
+    @property
+    def over(self) -> bool:
+        return self.status in ("SUCCEEDED", "FAILED", "STOPPED")
+
+
+class Remote:
+    """A cluster that takes jobs: named by its `ray up` file and reached through the tunnel that `ray dashboard` makes,
+    or by the address of its dashboard (`http://...`)."""
+
+    def __init__(self, cluster: str):
+        self.cluster = cluster
+        self.tunnel: subprocess.Popen[bytes] | None = None
+        self._client: Any = None
+
+    def __enter__(self) -> Remote:
+        self.connect()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def connect(self) -> None:
+        """Reach the cluster. Raises EnvironmentError_ with what to do."""
+        if TOKEN.exists() or os.environ.get("RAY_AUTH_TOKEN"):
+            os.environ.setdefault("RAY_AUTH_MODE", "token")
+        self.close()
+        if "://" in self.cluster:
+            self._client = self._ask(self.cluster)
+            return
+        if not Path(self.cluster).is_file():
+            raise EnvironmentError_(
+                f"--cluster {self.cluster}: no such file (give a file of `ray up`, or http://HOST:8265)"
+            )
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        command = [sys.executable, "-m", "ray.scripts.scripts", "dashboard", self.cluster, "--port", str(port)]
+        with tempfile.TemporaryFile() as log:
+            self.tunnel = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            )
+            until = time.monotonic() + 90
+            while time.monotonic() < until and self.tunnel.poll() is None:
+                time.sleep(0.5)
+                with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                    break
+            try:
+                self._client = self._ask(f"http://127.0.0.1:{port}")
+            except _Unreachable:
+                self.close()
+                log.seek(0)
+                lines = [line.strip() for line in log.read().decode(errors="replace").splitlines() if line.strip()]
+                raise _Unreachable(
+                    f"cluster {self.cluster}: no tunnel to its head ({' '.join(lines[-3:])[-400:] or 'no answer'}). "
+                    f"Is it up? ray up {self.cluster}"
+                ) from None
+
+    def _ask(self, address: str) -> Any:
+        from ray.job_submission import JobSubmissionClient
+
+        names = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")  # Ray would prefer them to the address given
+        hidden = {name: os.environ.pop(name) for name in names if name in os.environ}
+        try:
+            return JobSubmissionClient(address)
+        except (ConnectionError, OSError) as error:
+            raise _Unreachable(f"cluster {self.cluster}: {address} does not answer ({error})") from None
+        except RuntimeError as error:
+            raise self._refused(error) from None
+        finally:
+            os.environ |= hidden
+
+    def _refused(self, error: Exception) -> EnvironmentError_:
+        text = " ".join(str(error).split())
+        if "401" in text or "403" in text or "uthentication" in text:
+            return EnvironmentError_(
+                f"cluster {self.cluster} refuses this machine: its Ray token is missing here or another one. "
+                f"Copy the token that the cluster was started with to {TOKEN} (mode 600), or set RAY_AUTH_TOKEN"
+            )
+        return EnvironmentError_(f"cluster {self.cluster}: {text[:400]}")
+
+    def close(self) -> None:
+        """Let go of the tunnel; the job goes on."""
+        if self.tunnel is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.tunnel.pid, signal.SIGTERM)
+            self.tunnel.wait()
+            self.tunnel = None
+
+    def _call(self, method: str, *arguments: Any, **named: Any) -> Any:
+        try:
+            return getattr(self._client, method)(*arguments, **named)
+        except (ConnectionError, OSError) as error:
+            raise _Unreachable(f"cluster {self.cluster} does not answer ({error})") from None
+        except RuntimeError as error:
+            raise self._refused(error) from None
+
+    def jobs(self) -> list[RemoteJob]:
+        """All jobs that raygrid submitted, oldest first."""
+        found = [job for job in self._call("list_jobs") if (job.metadata or {}).get("raygrid.launch")]
+        return [_remote_job(job) for job in sorted(found, key=lambda job: job.start_time or 0)]
+
+    def job(self, id: str) -> RemoteJob:
+        return _remote_job(self._call("get_job_info", id))
+
+    def submit(
+        self, id: str, command: str, folder: Path, modules: Sequence[Path], env: dict[str, str], labels: dict[str, str]
+    ) -> bool:
+        """Start a job in a copy of a folder, with the code given; False if there is a job of that id already."""
+        runtime = {
+            "working_dir": str(folder),
+            "py_modules": [str(module) for module in modules],
+            "excludes": ["**/__pycache__"],
+            "env_vars": env,
+        }
+        try:
+            self._client.submit_job(entrypoint=command, submission_id=id, runtime_env=runtime, metadata=labels)
+        except (ConnectionError, OSError) as error:
+            raise _Unreachable(f"cluster {self.cluster} does not answer ({error})") from None
+        except RuntimeError as error:
+            if "already" in str(error):
+                return False
+            raise self._refused(error) from None
+        return True
+
+    def follow(self, id: str, show: Callable[[str], None], note: Callable[[str], None]) -> RemoteJob:
+        """Pass on a job's output until it ends. A lost connection is made again, and nothing is shown twice."""
+        shown = 0
+        lost = False
+
+        def fresh(start: int, text: str) -> None:
+            nonlocal shown
+            if start + len(text) > shown:
+                show(text[max(0, shown - start) :])
+                shown = start + len(text)
+
+        while True:
+            try:
+                if lost:
+                    self.connect()
+                    note("connected again")
+                    lost = False
+                asyncio.run(self._tail(id, fresh))
+                job = self.job(id)
+                if job.over:
+                    return job
+                time.sleep(1)
+            except _Unreachable as error:
+                if not lost:
+                    note(f"{error}. The job goes on without this machine; trying again")
+                lost = True
+                time.sleep(JOB_PATIENCE_S)
+
+    async def _tail(self, id: str, found: Callable[[int, str], None]) -> None:
+        """A job's output from its beginning, with where each piece starts, as long as there may be more."""
+        pieces = self._client.tail_job_logs(id).__aiter__()
+        start = 0
+        while True:
+            piece = asyncio.ensure_future(pieces.__anext__())
+            while not (await asyncio.wait({piece}, timeout=JOB_PATIENCE_S))[0]:
+                await self._ping(id)
+            try:
+                text = piece.result()
+            except StopAsyncIteration:
+                return
+            except Exception as error:
+                raise _Unreachable(f"cluster {self.cluster}: the connection was lost ({error})") from None
+            found(start, text)
+            start += len(text)
+
+    async def _ping(self, id: str) -> None:
+        """Nothing came for a while: the job is silent, or the connection is dead."""
+        try:
+            await asyncio.wait_for(asyncio.to_thread(self.job, id), JOB_PATIENCE_S)
+        except TimeoutError:
+            self.close()
+            raise _Unreachable(f"cluster {self.cluster} does not answer") from None
+
+
+class _Unreachable(EnvironmentError_):
+    """Nobody answers, for now."""
+
+
+def _remote_job(job: Any) -> RemoteJob:
+    return RemoteJob(job.submission_id or "", str(job.status.value), job.driver_exit_code, dict(job.metadata or {}))
+
+
+def live_clusters(files: Iterable[Path], seconds: float = 5.0) -> list[Path]:
+    """Those files of `ray up` that this machine has started a cluster from which has a head now.
+
+    Only clusters that Ray remembers here are asked for; for a cloud that is a request to it, hence the time limit.
+    """
+    from concurrent.futures import ThreadPoolExecutor, wait
+
+    known = [(file, config) for file in files if (config := _remembered(file))]
+    if not known:
+        return []
+    pool = ThreadPoolExecutor(len(known))
+    asked = {pool.submit(_has_head, config): file for file, config in known}
+    done, _ = wait(asked, timeout=seconds)
+    pool.shutdown(wait=False, cancel_futures=True)
+    return [file for future, file in asked.items() if future in done and not future.exception() and future.result()]
+
+
+def _remembered(file: Path) -> dict[str, Any] | None:
+    """What Ray keeps of a file that `ray up` was run with on this machine."""
+    import yaml
+
+    try:
+        config = yaml.safe_load(file.read_text())
+        if not isinstance(config, dict) or not {"cluster_name", "provider"} <= config.keys():
+            return None
+        from ray.autoscaler._private.util import prepare_config
+
+        text = json.dumps([prepare_config(config)], sort_keys=True)
+        kept = Path(tempfile.gettempdir()) / f"ray-config-{hashlib.sha256(text.encode()).hexdigest()}"
+        found = json.loads(kept.read_text())["config"]
+    except Exception:
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _has_head(config: dict[str, Any]) -> bool:
+    from ray.autoscaler._private.providers import _get_node_provider
+    from ray.autoscaler.tags import NODE_KIND_HEAD, TAG_RAY_NODE_KIND
+
+    provider = _get_node_provider(config["provider"], config["cluster_name"])
+    return bool(provider.non_terminated_nodes({TAG_RAY_NODE_KIND: NODE_KIND_HEAD}))
