@@ -31,7 +31,8 @@ MLFLOW_GRACE_S = 60.0
 EPILOG = """\
 A second launch of the same study trains only what has no record; after Ctrl-C or a crash, launch again.
 
-environment: RAYGRID_STORE (default of --store), MLFLOW_TRACKING_URI, RAY_ADDRESS, RAYGRID_CACHE
+environment: RAYGRID_STORE (default of --store), RAYGRID_CLUSTER (default of --cluster), MLFLOW_TRACKING_URI,
+             RAY_ADDRESS, RAYGRID_CACHE
 exit codes:  0 every planned cell has a record with status ok; 1 some cell has none or another status;
              2 wrong input; 3 the store is unusable; 130 interrupted
 """
@@ -49,6 +50,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key, as in recipe.epochs=4")
     p.add_argument("--store", metavar="URL", help="folder, s3://, gs:// or az:// that holds data and networks (default: OUT/store)")
     p.add_argument("--out", metavar="DIR", default="results", help="where Parquet and report go (default: results)")
+    p.add_argument(
+        "--cluster", metavar="FILE", help="run there: a file of `ray up`, or a dashboard's address (RAYGRID_CLUSTER)"
+    )
     p.add_argument("--dry-run", action="store_true", help="print the plan and what exists already; train nothing")
     p.add_argument("--explain", metavar="CELL", help="with --dry-run: why this cell must be trained")
     return p
@@ -100,6 +104,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             from raygrid.preview import preview
 
             return preview(asked.study, asked.store_url, arguments.explain, console)
+        from raygrid import remote
+
+        if cluster := remote.chosen(arguments.cluster):
+            named = arguments.study or DEFAULT
+            return remote.run(
+                remote.request(cluster, asked.study.name, named, arguments.set, arguments.store, asked.out), console
+            )
+        if asked.study.execution.backend == "ray":
+            remote.hint(console)
         return launch(asked, console)
     except RaygridError as error:
         Console(stderr=True, soft_wrap=True).print(f"raygrid: {error}", style="red", highlight=False, markup=False)
@@ -150,6 +163,10 @@ def launch(asked: Job, console: Console) -> int:
     else:
         console.print("Every network of this study is in the store: nothing to train.")
     _write(the_plan, records, store, folder, asked, console, time.monotonic() - begun if missing else None)
+    if records:
+        from raygrid.remote import publish as publish_results
+
+        publish_results(store, folder, study.name)
     if trouble is not None:
         raise trouble
     return _verdict(the_plan, records, console)
