@@ -129,14 +129,26 @@ def row(plan: Plan, cell: Cell, record: Record, store: Store) -> dict[str, Any]:
     }
 
 
+def _done(plan: Plan, records: Mapping[str, Record]) -> list[tuple[Cell, Record]]:
+    return [(cell, records[cell.address]) for cell in plan.cells if cell.address in records]
+
+
+def results_table(plan: Plan, records: Mapping[str, Record], store: Store) -> pa.Table:
+    """`results` of the cells that have records, in the plan's order."""
+    return pa.Table.from_pylist([row(plan, cell, record, store) for cell, record in _done(plan, records)], RESULTS)
+
+
+def history_table(plan: Plan, records: Mapping[str, Record]) -> pa.Table:
+    """`history` of the cells that have records, in the plan's order."""
+    return pa.Table.from_pydict(_history(plan.study.name, _done(plan, records)), HISTORY)
+
+
 def export(plan: Plan, records: Mapping[str, Record], store: Store, folder: Path) -> tuple[Path, Path]:
-    """Write `results.parquet` and `history.parquet`, in the plan's order; returns their paths."""
-    done = [(cell, records[cell.address]) for cell in plan.cells if cell.address in records]
-    results = pa.Table.from_pylist([row(plan, cell, record, store) for cell, record in done], RESULTS)
-    history = pa.Table.from_pydict(_history(plan.study.name, done), HISTORY)
+    """Write `results.parquet` and `history.parquet`; returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = folder / "results.parquet", folder / "history.parquet"
-    for table, path in zip((results, history), paths, strict=True):
+    tables = results_table(plan, records, store), history_table(plan, records)
+    for table, path in zip(tables, paths, strict=True):
         temporary = path.with_suffix(".part")
         pq.write_table(table, temporary)
         temporary.replace(path)

@@ -212,22 +212,20 @@ def connect() -> Cluster:
 
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": True}
     mask = os.umask(0o077)
+    address = None
     try:
-        address = os.environ.get("RAY_ADDRESS")
+        address = os.environ.get("RAY_ADDRESS") or _started_here()
         local = False
         if ray.is_initialized():
             pass
         elif address:
             ray.init(address=address, **quiet)
         else:
-            try:
-                ray.init(address="auto", **quiet)
-            except ConnectionError:
-                memory = 128 * 2**20  # data reach trials as memory-mapped files
-                ray.init(address="local", include_dashboard=False, object_store_memory=memory, **quiet)
-                local = True
+            memory = 128 * 2**20  # data reach trials as memory-mapped files
+            ray.init(address="local", include_dashboard=False, object_store_memory=memory, **quiet)
+            local = True
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        where = os.environ.get("RAY_ADDRESS") or "a local Ray"
+        where = address or "a local Ray"
         why = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise EnvironmentError_(
             f"cannot connect to {where}: {why}. Check RAY_ADDRESS and, for a cluster with token authentication, "
@@ -242,6 +240,19 @@ def connect() -> Cluster:
     cpus, gpus = float(have.get("CPU", 0)), float(have.get("GPU", 0))
     most_cpus, most_gpus = _most()
     return Cluster(nodes, cpus, gpus, max(cpus, most_cpus), max(gpus, most_gpus), local)
+
+
+def _started_here() -> str | None:
+    """Address of the cluster that `ray start` (or `ray up`) runs on this machine, from the note that it keeps. Not
+    `address="auto"`, which also finds, and waits behind, the private Ray of any other launch."""
+    note = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"  # noqa: S108
+    try:
+        address = note.read_text().strip()
+        host, _, port = address.rpartition(":")
+        socket.create_connection((host, int(port)), timeout=2).close()
+    except (OSError, ValueError):
+        return None
+    return address
 
 
 def _most() -> tuple[float, float]:

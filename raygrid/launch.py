@@ -46,9 +46,15 @@ def parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    p.add_argument("study", nargs="?", help=f"YAML file, or the name of a study that comes with raygrid (default: {DEFAULT})")
-    p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key, as in recipe.epochs=4")
-    p.add_argument("--store", metavar="URL", help="folder, s3://, gs:// or az:// that holds data and networks (default: OUT/store)")
+    p.add_argument(
+        "study", nargs="?", help=f"YAML file, or the name of a study that comes with raygrid (default: {DEFAULT})"
+    )
+    p.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key, as in recipe.epochs=4"
+    )
+    p.add_argument(
+        "--store", metavar="URL", help="folder, s3://, gs:// or az:// that holds data and networks (default: OUT/store)"
+    )
     p.add_argument("--out", metavar="DIR", default="results", help="where Parquet and report go (default: results)")
     p.add_argument(
         "--cluster", metavar="FILE", help="run there: a file of `ray up`, or a dashboard's address (RAYGRID_CLUSTER)"
@@ -80,15 +86,15 @@ def find_study(name: str | None, overrides: Sequence[str]) -> Study:
     return Study.load(name, overrides)
 
 
-def job(arguments: argparse.Namespace) -> Job:
-    """Settle what was asked."""
-    out = Path(arguments.out).expanduser().resolve()
+def job_for(study: str | None, overrides: Sequence[str], store: str | None, out: str | Path) -> Job:
+    """Settle what is asked: arguments first, then the environment, then defaults."""
+    folder = Path(out).expanduser().resolve()
     return Job(
-        study=find_study(arguments.study, arguments.set),
-        chosen=arguments.study is not None,
-        store_url=arguments.store or os.environ.get("RAYGRID_STORE") or str(out / "store"),
-        out=out,
-        mlflow_uri=os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{out / 'mlflow.db'}",
+        study=find_study(study, overrides),
+        chosen=study is not None,
+        store_url=store or os.environ.get("RAYGRID_STORE") or str(folder / "store"),
+        out=folder,
+        mlflow_uri=os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder / 'mlflow.db'}",
     )
 
 
@@ -99,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     console = Console(soft_wrap=True)
     try:
-        asked = job(arguments)
+        asked = job_for(arguments.study, arguments.set, arguments.store, arguments.out)
         if arguments.dry_run or arguments.explain:
             from raygrid.preview import preview
 
@@ -141,7 +147,9 @@ def launch(asked: Job, console: Console) -> int:
         console.print(
             f"\n*** {error}\n*** The default study needs these photographs. Running the study `{WITHOUT_NETWORK}` "
             "instead, on drawings that come with raygrid: its figures say little about photographs. ***\n",
-            style="bold yellow", highlight=False, markup=False,
+            style="bold yellow",
+            highlight=False,
+            markup=False,
         )
         study = find_study(WITHOUT_NETWORK, ())
         manifest, place = prepare(study.dataset)
@@ -300,7 +308,9 @@ def _write(
     try:
         written = analysis.write(folder, folder / "report")
     except analysis.AnalysisError as error:
-        console.print(f"The results are in {results}, but they could not be analysed: {error}", style="yellow", markup=False)
+        console.print(
+            f"The results are in {results}, but they could not be analysed: {error}", style="yellow", markup=False
+        )
         return
     console.print()
     console.print(written.summary, highlight=False, markup=False)
@@ -318,13 +328,17 @@ def _write(
 
 
 def _verdict(the_plan: Plan, records: dict[str, Record], console: Console) -> int:
-    wrong = [cell for cell in the_plan.cells if cell.address not in records or records[cell.address].result.status != "ok"]
+    wrong = [
+        cell for cell in the_plan.cells if cell.address not in records or records[cell.address].result.status != "ok"
+    ]
     if not wrong:
         return 0
     lost = sum(cell.address not in records for cell in wrong)
     console.print(
         f"{len(wrong)} of {len(the_plan.cells)} networks are not ok: {lost} without a record, "
-        f"{len(wrong) - lost} diverged or blocked.", style="yellow", highlight=False,
+        f"{len(wrong) - lost} diverged or blocked.",
+        style="yellow",
+        highlight=False,
     )
     return 1
 

@@ -39,10 +39,14 @@ def show(the_plan: Plan, present: Mapping[str, Record], console: Console) -> Non
     """The plan in a few lines."""
     study, cells = the_plan.study, the_plan.cells
     missing = [cell for cell in cells if cell.address not in present]
-    console.print(f"study     {study.name}: {' '.join(study.question.split())}".rstrip(": "), highlight=False, markup=False)
+    console.print(
+        f"study     {study.name}: {' '.join(study.question.split())}".rstrip(": "), highlight=False, markup=False
+    )
     facts = the_plan.facts
     console.print(
-        f"data      {facts.name}, {len(facts.classes)} classes, content {facts.sha256[:12]}", highlight=False, markup=False
+        f"data      {facts.name}, {len(facts.classes)} classes, content {facts.sha256[:12]}",
+        highlight=False,
+        markup=False,
     )
     kinds = ", ".join(f"{count} {treatment}" for treatment, count in the_plan.counts.items())
     console.print(f"networks  {len(cells)} ({kinds})", highlight=False)
@@ -63,7 +67,9 @@ def announce(the_plan: Plan, records: Mapping[str, Record], store: Store, folder
     if before and before.get("data_sha256") not in (None, the_plan.facts.sha256):
         console.print(
             f"data      changed since the last launch (was {before['data_sha256'][:12]}): these are new networks, the old "
-            "ones stay in the store", style="yellow", highlight=False,
+            "ones stay in the store",
+            style="yellow",
+            highlight=False,
         )
     kept = {
         "study": the_plan.study.name,
@@ -73,7 +79,9 @@ def announce(the_plan: Plan, records: Mapping[str, Record], store: Store, folder
         "cells": [cell.address for cell in the_plan.cells],
         "store": store.url,
     }
-    path.write_text(json.dumps({**(before if before.get("data_sha256") == the_plan.facts.sha256 else {}), **kept}, indent=1))
+    path.write_text(
+        json.dumps({**(before if before.get("data_sha256") == the_plan.facts.sha256 else {}), **kept}, indent=1)
+    )
     (folder / "study.yaml").write_text(_yaml(the_plan))
 
 

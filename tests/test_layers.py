@@ -11,10 +11,10 @@ ROOT = Path(__file__).resolve().parent.parent
 ORDER = [
     "errors", "architectures", "study", "splits", "cell", "cost", "agenda", "simulation", "plan", "prices", "store",
     "record", "data", "networks", "transplant", "optimize", "member", "checkpoint", "provenance", "train", "export",
-    "track", "grid", "display", "preview", "rim",
+    "track", "grid", "display", "preview", "remote", "rim",
 ]
 """from the first to the last; a package is one place"""
-RIM = ("launch", "ingest", "status", "__init__", "__main__")
+RIM = ("launch", "library", "ingest", "status", "__init__", "__main__")
 OUTSIDE = {"ray": "grid", "mlflow": "track"}
 """library -> the one module that may import it"""
 LEAN = {"torch", "numpy", "safetensors", "pydantic", "pydantic_core", "yaml", "obstore", "psutil", "PIL", "rich"}
