@@ -16,7 +16,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from analysis.units import FEWEST, Estimate, Row, estimate
+import numpy as np
+
+from analysis.units import FEWEST, Estimate, Pairs, estimate
 from analysis.vocabulary import SHORT, WITHOUT_N, span
 
 if TYPE_CHECKING:
@@ -27,8 +29,11 @@ if TYPE_CHECKING:
 class Contrast:
     """The paired differences of one weighted sum of treatments, in fractions."""
 
-    rows: tuple[Row, ...]
-    """one row a complete set of networks"""
+    pairs: Pairs
+    values: np.ndarray
+    """(task, seed) pair x n; nan where the set of networks is not complete"""
+    diverged: np.ndarray
+    """same shape: whether a diverged network is in it"""
     weights: Mapping[str, float]
     reason: str = ""
     """why it is not identified; empty where it is"""
@@ -46,25 +51,24 @@ class Contrast:
         return formula(self.weights)
 
     @cached_property
-    def _by_n(self) -> dict[int, list[Row]]:
-        found: dict[int, list[Row]] = {}
-        for row in self.rows:
-            found.setdefault(row.n, []).append(row)
-        return found
-
-    @cached_property
     def _estimates(self) -> dict[tuple[int, ...], Estimate]:
         return {}
 
     @property
     def layers(self) -> tuple[int, ...]:
         """The n that have pairs."""
-        return tuple(sorted(self._by_n))
+        return tuple(int(n) for n in np.flatnonzero(np.isfinite(self.values).any(axis=0)))
+
+    @property
+    def cells(self) -> np.ndarray:
+        """Every complete set's value, unweighted."""
+        return self.values[np.isfinite(self.values)]
 
     def covered(self, layers: Sequence[int]) -> tuple[int, ...]:
         """The n to average: those with 3 units or more, if there are any. Units that average different n would differ
         for that reason alone."""
-        have = tuple(n for n in layers if n in self._by_n)
+        present = self.layers
+        have = tuple(n for n in layers if n in present)
         full = tuple(n for n in have if self.at([n]).units >= FEWEST)
         return full or have
 
@@ -72,7 +76,8 @@ class Contrast:
         """The estimate over these n: each (task, seed) first averages its n."""
         key = tuple(layers)
         if key not in self._estimates:
-            self._estimates[key] = estimate(row for n in key for row in self._by_n.get(n, ()))
+            columns = [n for n in key if n < self.values.shape[1]]
+            self._estimates[key] = estimate(self.pairs, self.values[:, columns], self.diverged[:, columns])
         return self._estimates[key]
 
 
@@ -101,7 +106,7 @@ def _contrast(scope: Scope, weights: Mapping[str, float], layers: Sequence[int] 
     if first.identified:
         return first
     second = _paired(scope, _resolved(weights, "base"), layers, "base")
-    return second if second.identified or "base" in scope.sides else first
+    return second if second.identified or scope.has("base") else first
 
 
 def _resolved(weights: Mapping[str, float], treatment: str) -> dict[str, float]:
@@ -110,43 +115,38 @@ def _resolved(weights: Mapping[str, float], treatment: str) -> dict[str, float]:
 
 def _paired(scope: Scope, weights: Mapping[str, float], layers: Sequence[int] | None, fallback: str) -> Contrast:
     sides = {t: _side(scope, t, layers) for t in weights}
-    for treatment, side in sides.items():
-        if not side:
+    none = np.full((len(scope.pairs.unit), 1), np.nan)
+    for treatment, (scores, _) in sides.items():
+        if not np.isfinite(scores).any():
             where = "" if layers is None or treatment in WITHOUT_N else f" at n = {span(layers)}"
-            return Contrast((), weights, f"no {SHORT.get(treatment, treatment)} network with a score{where}", fallback)
-    with_n = [t for t in weights if t not in WITHOUT_N]
-    leading = min(with_n or weights, key=lambda t: len(sides[t]))
-    rows = []
-    for unit, task, seed, n in sides[leading]:
-        value, diverged = 0.0, False
-        for treatment, weight in weights.items():
-            cell = sides[treatment].get((unit, task, seed, 0 if treatment in WITHOUT_N else n))
-            if cell is None:
-                break
-            value += weight * cell[0]
-            diverged = diverged or cell[1]
-        else:
-            rows.append(Row(unit, task, seed, n, value, diverged))
-    if not rows:
-        return Contrast((), weights, _why(sides), fallback)
-    return Contrast(tuple(rows), weights, "", fallback)
+            why = f"no {SHORT.get(treatment, treatment)} network with a score{where}"
+            return Contrast(scope.pairs, none, none > 0, weights, why, fallback)
+    values: np.ndarray = sum((weight * sides[t][0] for t, weight in weights.items()), start=np.zeros((1, 1)))
+    diverged = np.logical_or.reduce(np.broadcast_arrays(*(sides[t][1] for t in weights)))
+    if not np.isfinite(values).any():
+        return Contrast(scope.pairs, none, none > 0, weights, _why(scope.pairs, sides), fallback)
+    return Contrast(scope.pairs, values, diverged, weights, "", fallback)
 
 
 def _side(scope: Scope, treatment: str, layers: Sequence[int] | None) -> Side:
-    side = scope.sides.get(treatment, {})
-    if layers is None or treatment in WITHOUT_N:
-        return side
-    wanted = set(layers)
-    return {key: cell for key, cell in side.items() if key[3] in wanted}
+    """Scores of one treatment by pair and n; one column for treatments without n, to stand beside every n."""
+    scores, diverged = scope.side(treatment)
+    if treatment in WITHOUT_N:
+        return scores[:, :1], diverged[:, :1]
+    if layers is not None:
+        wanted = np.isin(np.arange(scores.shape[1]), list(layers))
+        scores = np.where(wanted, scores, np.nan)
+    return scores, diverged
 
 
-def _why(sides: Mapping[str, Side]) -> str:
+def _why(pairs: Pairs, sides: Mapping[str, Side]) -> str:
     names = [SHORT.get(t, t) for t in sides]
     both = "both" if len(names) == 2 else "all of them"
-    if not set.intersection(*({key[1] for key in side} for side in sides.values())):
+    have = [np.isfinite(scores).any(axis=1) for scores, _ in sides.values()]
+    if not set.intersection(*(set(pairs.task[there].tolist()) for there in have)):
         if len(names) == 2:
             return f"no task has both treatments ({' and '.join(names)})"
         return f"no task has {', '.join(names)} together"
-    pairs = set.intersection(*({key[1:3] for key in side} for side in sides.values()))
-    what = "no seed of a shared task has" if not pairs else "no n of a shared task and seed has"
+    shared = np.logical_and.reduce(have).any()
+    what = "no n of a shared task and seed has" if shared else "no seed of a shared task has"
     return f"{what} {both} ({', '.join(names)})"

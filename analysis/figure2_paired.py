@@ -78,6 +78,7 @@ def _panel(
                 mec="none",
                 alpha=0.45,
                 zorder=2,
+                rasterized=len(values) > 60,
             )
             spread += values + [100 * v for v in estimate.interval or ()]
         style.curve(ax, treatment, means, shift=shift)

@@ -19,11 +19,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from analysis import scope as scopes
 from analysis import style
 from analysis.contrasts import contrast
 from analysis.scope import Scope
-from analysis.units import Estimate, Row, estimate
+from analysis.units import Estimate, estimate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -93,27 +95,25 @@ def _curve(scope: Scope, treatment: str, label: str, look: str) -> Curve:
         label,
         look,
         {n: pairs.at([n]) for n in ns},
-        {} if normalized is None else {n: estimate(r for r in normalized if r.n == n) for n in ns},
+        normalized,
         chance,
     )
 
 
-def _normalized(scope: Scope, treatment: str) -> tuple[list[Row] | None, float]:
-    """(accuracy - chance) / (reference - chance); None where classes are unknown or the base is at chance."""
+def _normalized(scope: Scope, treatment: str) -> tuple[dict[int, Estimate], float]:
+    """(accuracy - chance) / (reference - chance); empty where classes are unknown or a base is not above chance."""
     classes = scope.frame.drop_duplicates("task").set_index("task")["classes"].to_dict()
-    base = scope.sides.get("base", {})
-    rows, largest = [], 0.0
-    for (unit, task, seed, n), (score, diverged) in scope.sides.get(treatment, {}).items():
-        reference = base.get((unit, task, seed, 0))
-        if reference is None:
-            continue
-        chance = 1 / classes[task]
-        if not reference[0] > chance:  # also where classes are unknown: nan
-            return None, float("nan")
-        largest = max(largest, chance)
-        value = (score - chance) / (reference[0] - chance)
-        rows.append(Row(unit, task, seed, n, value, diverged or reference[1]))
-    return rows, largest
+    chance = 1 / np.array([classes[t] for t in scope.pairs.tasks], dtype="float64")[scope.pairs.task][:, None]
+    (scores, dead), (base, base_dead) = scope.side(treatment), scope.side("base")
+    reference = base[:, :1]
+    paired = np.isfinite(scores + reference)
+    if not (np.broadcast_to(reference - chance, scores.shape)[paired] > 0).all():
+        return {}, float("nan")
+    values = (scores - chance) / np.where(reference > chance, reference - chance, np.nan)
+    diverged = dead | base_dead[:, :1]
+    ns = [int(n) for n in np.flatnonzero(paired.any(axis=0))]
+    found = {n: estimate(scope.pairs, values[:, [n]], diverged[:, [n]]) for n in ns}
+    return found, float(np.broadcast_to(chance, scores.shape)[paired].max())
 
 
 @style.styled

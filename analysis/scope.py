@@ -11,18 +11,18 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import pandas as pd
+
+from analysis.units import Pairs
 from analysis.vocabulary import CURVES, count
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from analysis.contrasts import Contrast
     from analysis.results import Results
 
-Key = tuple[str, str, int, int]
-"""unit, task, seed, n"""
-Side = dict[Key, tuple[float, bool]]
-"""score, and whether a diverged network is in it"""
+Side = tuple[np.ndarray, np.ndarray]
+"""scores by (task, seed) pair and n, and whether a diverged network is in them"""
 PARTS = ("network", "dataset", "recipe", "images_per_class")
 
 
@@ -35,21 +35,44 @@ class Scope:
     """`random`, `semantic`, an explicit list's name, `all`; empty for an empty study"""
 
     @cached_property
-    def sides(self) -> dict[str, Side]:
-        """Scores by treatment and (unit, task, seed, n); several sources of one target are averaged."""
-        frame = self.frame[self.frame["score"].notna()]
-        columns = ("treatment", "unit", "task", "seed", "n", "score", "status")
-        found: dict[str, dict[Key, list[tuple[float, bool]]]] = {}
-        for treatment, unit, task, seed, n, score, status in zip(*(frame[c].tolist() for c in columns), strict=True):
-            cells = found.setdefault(treatment, {}).setdefault((unit, task, seed, n), [])
-            cells.append((score, status == "diverged"))
-        return {
-            treatment: {
-                key: cells[0] if len(cells) == 1 else (sum(c[0] for c in cells) / len(cells), any(c[1] for c in cells))
-                for key, cells in side.items()
-            }
-            for treatment, side in found.items()
-        }
+    def _scored(self) -> pd.DataFrame:
+        return self.frame[self.frame["score"].notna()]
+
+    @cached_property
+    def pairs(self) -> Pairs:
+        """The (task, seed) pairs that have a score."""
+        return self._numbered[0]
+
+    @cached_property
+    def _numbered(self) -> tuple[Pairs, np.ndarray]:
+        """The pairs, and the pair of every scored cell."""
+        frame = self._scored
+        units = tuple(sorted(frame["unit"].unique(), key=_natural))
+        tasks, task_names = pd.factorize(frame["task"])
+        unit = frame["unit"].map({name: i for i, name in enumerate(units)}).to_numpy(dtype="int64")
+        keys = np.stack([unit, tasks.astype("int64"), frame["seed"].to_numpy(dtype="int64")])
+        found, index = np.unique(keys, axis=1, return_inverse=True)
+        return Pairs(found[0], found[1], found[2], units, tuple(task_names)), index.ravel()
+
+    @cached_property
+    def _sides(self) -> dict[str, Side]:
+        return {}
+
+    def side(self, treatment: str) -> Side:
+        """Scores of a treatment by pair and n, nan where there is none; several sources of one target are averaged."""
+        if treatment not in self._sides:
+            pairs, index = self._numbered
+            frame = self._scored
+            own = (frame["treatment"] == treatment).to_numpy()
+            shape = (len(pairs.unit), int(frame["n"].max()) + 1 if len(frame) else 1)
+            at = index[own] * shape[1] + frame["n"].to_numpy()[own]
+            size = shape[0] * shape[1]
+            cells = np.bincount(at, minlength=size)
+            total = np.bincount(at, frame["score"].to_numpy()[own], minlength=size)
+            dead = np.bincount(at, (frame["status"] == "diverged").to_numpy()[own], minlength=size)
+            scores = np.divide(total, cells, out=np.full(size, np.nan), where=cells > 0)
+            self._sides[treatment] = scores.reshape(shape), (dead > 0).reshape(shape)
+        return self._sides[treatment]
 
     @cached_property
     def contrasts(self) -> dict[Any, Contrast]:
@@ -74,7 +97,8 @@ class Scope:
 
     def has(self, *treatments: str) -> bool:
         """Whether any of the treatments has a scored cell here."""
-        return any(t in self.sides for t in treatments)
+        present = set(self._scored["treatment"].unique())
+        return any(t in present for t in treatments)
 
 
 def main(results: Results) -> Scope:
@@ -118,8 +142,6 @@ def _scope(results: Results, chosen: pd.DataFrame, population: str) -> Scope:
     A base, scratch or selffer network belongs to its task; where two splits share a half, it is trained once and
     carries one split's name. Here it joins the split whose task it is.
     """
-    import pandas as pd
-
     unit_of = chosen.drop_duplicates("task").set_index("task")["unit"]
     frame = results.frame
     own = ~frame["treatment"].isin(["transfer", "transfer+"]) & frame["task"].isin(unit_of.index)
@@ -202,6 +224,12 @@ def left_out(results: Results) -> list[str]:
             said.append(f"images per class {', '.join(map(str, images))}")
         lines.append(f"{count(len(cells), 'cell')} of {', '.join(said)}")
     return lines
+
+
+def _natural(unit: str) -> tuple[str, int]:
+    """random2 before random10."""
+    head = unit.rstrip("0123456789")
+    return head, int(unit[len(head) :] or 0)
 
 
 def _setting(scope: Scope) -> str:

@@ -135,10 +135,10 @@ def _own_base(scope: Scope, rows: Sequence[Range]) -> Table:
                 line.append(f"{NOT_IDENTIFIED}: {found.reason}")
                 records.append(entry | record(found.at(()), found.reason))
                 continue
-            means.append(sum(r.value for r in found.rows) / len(found.rows))
-            dead = sum(r.diverged for r in found.rows)
+            means.append(float(found.cells.mean()))
+            dead = found.at(layers.present).diverged
             dagger += dead
-            line.append(f"{points(means[-1])}{DAGGER if dead else ''} ({count(len(found.rows), 'run')})")
+            line.append(f"{points(means[-1])}{DAGGER if dead else ''} ({count(len(found.cells), 'run')})")
             entry |= record(found.at(layers.present))
             records.append(
                 entry
@@ -147,7 +147,7 @@ def _own_base(scope: Scope, rows: Sequence[Range]) -> Table:
                     "low": "",
                     "high": "",
                     "unit": "run",
-                    "units": len(found.rows),
+                    "units": len(found.cells),
                     "values": "",
                 }
             )

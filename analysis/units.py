@@ -9,10 +9,11 @@ the points stand alone. There is no bootstrap: with 3 to 10 units it is too narr
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+
+import numpy as np
 
 from analysis.vocabulary import count
 
@@ -94,56 +95,49 @@ def quantile(freedom: int, level: float = LEVEL) -> float:
 EMPTY = Estimate((), (), "split", False, 0, 0)
 
 
-class Row(NamedTuple):
-    """A network, or a complete set of paired networks."""
+@dataclass(frozen=True)
+class Pairs:
+    """The (task, seed) pairs of a scope, numbered: the rows of every matrix of scores. The columns are n."""
 
-    unit: str
-    task: str
-    seed: int
-    n: int
-    value: float
-    diverged: bool
+    unit: np.ndarray
+    """index into `units`, one a pair"""
+    task: np.ndarray
+    """index into `tasks`"""
+    seed: np.ndarray
+    """the seed itself"""
+    units: tuple[str, ...]
+    """names in natural order: random2 before random10"""
+    tasks: tuple[str, ...]
 
 
-def estimate(rows: Iterable[Row]) -> Estimate:
-    """Estimate from rows, one a cell or pair; several n of one task and seed are averaged first."""
-    by_seed: dict[tuple[str, str, int], list[float]] = {}
-    cells = diverged = 0
-    for row in rows:
-        by_seed.setdefault((row.unit, row.task, row.seed), []).append(row.value)
-        cells += 1
-        diverged += row.diverged
-    if not cells:
+def estimate(pairs: Pairs, values: np.ndarray, diverged: np.ndarray) -> Estimate:
+    """Estimate from matrices (pair x n) of values, nan where there is none; n of one pair are averaged first."""
+    there = np.isfinite(values)
+    kept = there.any(axis=1)
+    if not kept.any():
         return EMPTY
-    splits = {unit for unit, _, _ in by_seed}
-    units: dict[str | int, list[float]] = {}
-    if len(splits) > 1:
-        by_task: dict[tuple[str, str], list[float]] = {}
-        for (unit, task, _), values in by_seed.items():
-            by_task.setdefault((unit, task), []).append(_mean(values))
-        for (unit, _), values in by_task.items():
-            units.setdefault(unit, []).append(_mean(values))
+    by_pair = np.where(there, values, 0.0)[kept].sum(axis=1) / there[kept].sum(axis=1)
+    unit, task, seed = pairs.unit[kept], pairs.task[kept], pairs.seed[kept]
+    several = bool((unit != unit[0]).any())
+    if several:
+        halves, of_half = np.unique(np.stack([unit, task]), axis=1, return_inverse=True)
+        groups, means = _means(halves[0], _means(of_half.ravel(), by_pair)[1])
+        names = tuple(pairs.units[int(u)] for u in groups)
     else:
-        for (_, _, seed), values in by_seed.items():
-            units.setdefault(seed, []).append(_mean(values))
-    order = sorted(units, key=_natural)
+        groups, means = _means(seed, by_pair)
+        names = tuple(f"seed {int(s)}" for s in groups)
     return Estimate(
-        values=tuple(_mean(units[u]) for u in order),
-        names=tuple(str(u) if len(splits) > 1 else f"seed {u}" for u in order),
-        kind="split" if len(splits) > 1 else "seed",
-        conditional=len(splits) == 1,
-        tasks=len({task for _, task, _ in by_seed}),
-        cells=cells,
-        diverged=diverged,
+        values=tuple(float(v) for v in means),
+        names=names,
+        kind="split" if several else "seed",
+        conditional=not several,
+        tasks=len(np.unique(task)),
+        cells=int(there.sum()),
+        diverged=int((diverged & there).sum()),
     )
 
 
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)
-
-
-def _natural(unit: str | int) -> tuple[str, int]:
-    """random2 before random10."""
-    text = str(unit)
-    head = text.rstrip("0123456789")
-    return head, int(text[len(head) :] or 0)
+def _means(groups: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Sorted groups, and the mean of each."""
+    found, index = np.unique(groups, return_inverse=True)
+    return found, np.bincount(index, values) / np.bincount(index)

@@ -130,7 +130,7 @@ def _test(part: Part, results: Results) -> _Tested:
     scope = _scope(part, results)
     scope = scope or scopes.main(results)
     copied = [t for t in part.weights if t not in (*WITHOUT_N, "reference")]
-    present = {key[3] for t in copied for key in scope.sides.get(t, {})}
+    present = {n for t in copied for n in contrast(scope, {t: 1}).layers}
     chosen = layers(part.layers, results.depth, present)
     found = contrast(scope, part.weights, chosen or None)
     if found.identified:

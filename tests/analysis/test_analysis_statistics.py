@@ -11,7 +11,7 @@ import pytest
 from analysis import decomposition, scope, table1
 from analysis.contrasts import contrast
 from analysis.results import Results, check
-from analysis.units import Row, estimate, interval
+from analysis.units import Pairs, estimate, interval
 
 
 def results_of(frame, tmp_path=None) -> Results:
@@ -62,9 +62,11 @@ def test_the_unit_is_the_split_not_the_cell() -> None:
 
 
 def test_halves_weigh_the_same_whatever_their_seeds() -> None:
-    rows = [Row("random0", "A", s, 1, 1.0, False) for s in range(3)] + [Row("random0", "B", 0, 1, 0.0, False)]
-    rows += [Row("random1", "C", 0, 1, 0.5, False)]
-    assert estimate(rows).values == (0.5, 0.5)
+    pairs = Pairs(
+        np.array([0, 0, 0, 0, 1]), np.array([0, 0, 0, 1, 2]), np.array([0, 1, 2, 0, 0]), ("r0", "r1"), ("A", "B", "C")
+    )
+    values = np.array([[1.0], [1.0], [1.0], [0.0], [0.5]])
+    assert estimate(pairs, values, values > 2).values == (0.5, 0.5)
 
 
 def test_one_split_is_conditional_and_its_unit_the_seed() -> None:
@@ -86,7 +88,7 @@ def test_pairs_share_task_and_seed() -> None:
     frame = made_up.study(splits=(0, 1, 2), seeds=(0, 1), layers=(1,))
     frame = frame.drop(frame[(frame["treatment"] == "scratch") & (frame["seed"] == 1)].index)
     found = contrast(scope.main(results_of(frame)), {"transfer": 1, "scratch": -1})
-    assert {row.seed for row in found.rows} == {0}
+    assert set(found.pairs.seed[np.isfinite(found.values).any(axis=1)]) == {0}
 
 
 def test_unmatched_targets_are_not_identified() -> None:
@@ -144,7 +146,7 @@ def test_a_half_shared_by_two_splits_brings_its_base() -> None:
     for population in (scope.main(results), scope.other(results)):
         assert population is not None
         found = contrast(population, {"transfer": 1, "base": -1})
-        assert len({row.task for row in found.rows}) == 2, population.title
+        assert found.at([1, 2]).tasks == 2, population.title
 
 
 def test_settings_never_mix() -> None:
