@@ -34,9 +34,13 @@ BACKOFF_S = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0)
 REFUSED_S = 60.0
 """wait between tries while the server refuses"""
 GRACE_S = 10.0
-"""how long `close` goes on trying a server that is away"""
+"""how long `close` goes on trying a server that answers nothing"""
+CLOSING_TRIES = 20
+"""how often `close` tries one thing that a server, which answers else, does not take"""
 FIGURES_S = 20.0
 """least time between two refreshes of the figure runs"""
+ROUNDS = 5
+"""how often `close` looks for what is missing"""
 ARTIFACT_BYTES = 5 * 2**20
 ARTIFACTS = (".png", ".svg", ".md", ".tex", ".csv", ".html", ".json", ".yaml", ".parquet")
 
@@ -117,6 +121,7 @@ class Tracker:
         self._rejected: dict[str, str] = {}
         self._drawn = 0.0
         self._settled = 0
+        self._stage = 0
         self._unsettled = False
         self._sent: set[Path] = set()
 
@@ -189,12 +194,12 @@ class Tracker:
     # --- the writer ----------------------------------------------------------------------------------------
 
     def _work(self) -> None:
-        tries, failing = 0, None
+        tries, closing = 0, None
         while not self._over():
             try:
                 if not self._step():
                     return
-                tries, failing, self._trouble = 0, None, None
+                tries, self._trouble = 0, None
                 continue
             except Away as error:
                 self._trouble, wait = str(error), BACKOFF_S[min(tries, len(BACKOFF_S) - 1)]
@@ -211,8 +216,8 @@ class Tracker:
                 with self._lock:
                     self._lock.wait_for(lambda: self._closing is not None, wait)
                 continue
-            failing = failing or time.monotonic()
-            if time.monotonic() - failing > GRACE_S:
+            closing = closing or time.monotonic()
+            if time.monotonic() - max(closing, self.server.answered) > GRACE_S or tries > CLOSING_TRIES:
                 return
             time.sleep(min(wait, 1.0))
 
@@ -324,24 +329,33 @@ class Tracker:
     def _settle(self) -> bool:
         """At the end: what others wrote meanwhile, and what was missed; then the figures. True while there is more."""
         assert self._experiment is not None
-        self._unsettled = False
-        if self._settled < 5:  # a cell that stays incomplete is not tried for ever
+        stage = self._stage  # one at a time, so that a failure repeats one only
+        if stage == 0:
+            self._unsettled = False
             present = self.counts["present"]
-            self._compare(self._experiment)
+            if self._settled < ROUNDS:  # a cell that stays incomplete is not tried for ever
+                self._compare(self._experiment)
+            self._settled += 1
             self.counts["present"] = present
             if self._todo:
-                self._settled += 1
                 return True
-        for address, held in self._open.items():
-            if not held.closed and address not in self._done:
-                with contextlib.suppress(Gone, Rejected):
-                    self.server.set_status(held.run, "KILLED")
-        self._draw()
-        self.describe(self._experiment)
-        with contextlib.suppress(Gone, Rejected):
-            self._report()
-        self._settled += 1
-        return self._unsettled and self._settled < 5  # look once more: another launch may have made the same runs
+        elif stage == 1:
+            for address, held in self._open.items():
+                if not held.closed and address not in self._done:
+                    with contextlib.suppress(Gone, Rejected):
+                        self.server.set_status(held.run, "KILLED")
+                    held.closed = True
+        elif stage == 2:
+            self._draw()
+        elif stage == 3:
+            self.describe(self._experiment)
+        else:
+            with contextlib.suppress(Gone, Rejected):
+                self._report()
+            self._stage = 0  # once more, if runs were made here: another launch may have made the same
+            return self._unsettled and self._settled < ROUNDS
+        self._stage = stage + 1
+        return True
 
     # --- runs ----------------------------------------------------------------------------------------------
 

@@ -234,12 +234,11 @@ def free_port() -> int:
 class MlflowServer:
     """A real `mlflow server` process."""
 
-    def __init__(self, folder: Path, backend: str | None = None, path: str = ""):
+    def __init__(self, folder: Path, backend: str | None = None):
         self.port = free_port()
         self.uri = f"http://127.0.0.1:{self.port}"
         self.backend = backend or f"sqlite:///{folder}/server.db"
         self.folder = folder
-        self.path = path
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self, wait_s: float = 90.0) -> MlflowServer:
@@ -248,7 +247,6 @@ class MlflowServer:
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
             "MLFLOW_DISABLE_TELEMETRY": "true",
             "MLFLOW_SQLALCHEMYSTORE_POOL_SIZE": "90",
-            "PYTHONPATH": self.path,
         }
         environment.pop("MLFLOW_TRACKING_URI", None)
         command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--port", str(self.port)]
