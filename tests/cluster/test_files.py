@@ -178,7 +178,12 @@ def template() -> dict[str, Any]:
 def test_cloudformation_takes_the_template() -> None:
     pytest.importorskip("cfnlint", reason="cfn-lint comes with moto[server]")
     done = subprocess.run(
-        [sys.executable, "-c", "import sys; from cfnlint.runner import main; sys.exit(main())", str(CLUSTERS / "aws-iam" / "raygrid.yaml")],
+        [
+            sys.executable,
+            "-c",
+            "import sys; from cfnlint.runner import main; sys.exit(main())",
+            str(CLUSTERS / "aws-iam" / "raygrid.yaml"),
+        ],
         capture_output=True,
         text=True,
     )

@@ -1,0 +1,36 @@
+"""Labs are skipped, with the reason, where this machine cannot make one; with RAYGRID_NO_SKIP=1 that is a failure."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+STUDY = """\
+name: lab
+dataset: digits
+network: {name: small, width: 0.25}
+splits: [{kind: random, seed: 0}]
+treatments: [base, scratch, selffer, selffer+, transfer, transfer+]
+layers: [1, 4, 7]
+images_per_class: 50
+recipe: {epochs: 30, batch_size: 16, lr: 0.03, evaluations: 6, evaluation_images: 60}
+execution: {cohort: 1}
+"""
+"""28 networks of a few seconds, each a trial of its own"""
+
+
+def unavailable(reason: str | None) -> None:
+    """Skip, or fail where nothing may be skipped."""
+    if reason and os.environ.get("RAYGRID_NO_SKIP") == "1":
+        pytest.fail(f"RAYGRID_NO_SKIP=1, but: {reason}")
+    if reason:
+        pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def hosts() -> None:
+    """Hosts can be made here."""
+    from tests.cluster.lab import missing
+
+    unavailable(missing())
