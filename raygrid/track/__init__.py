@@ -6,7 +6,21 @@ server.py       the only file that imports mlflow; its errors sorted by what to 
 tracker.py      the one writer: a thread beside training; `sync` from the store
 """
 
-from raygrid.track.server import TrackError
-from raygrid.track.tracker import Missed, Tracker, sync, write_views
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from raygrid.track.server import TrackError
+    from raygrid.track.tracker import Missed, Tracker, sync, write_views
 
 __all__ = ["Missed", "TrackError", "Tracker", "sync", "write_views"]
+
+
+def __getattr__(name: str) -> Any:
+    """Imported when used, so that `--help` is quick."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from raygrid.track import tracker
+
+    return getattr(tracker, name)

@@ -58,7 +58,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         plan = load(given.study, given.set)
         if given.command == "views":
-            print(f"views of raygrid/{plan.study.name} written; open {write_views(plan, uri)}")
+            view = write_views(plan, uri)
+            server = uri.rstrip("/") if uri.startswith("http") else "http://127.0.0.1:5000"
+            print(f"views of raygrid/{plan.study.name} written: {server}{view}")
+            if not uri.startswith("http"):
+                print(f"there once this runs: mlflow ui --workers 1 --backend-store-uri {uri}")
             return 0
         store = Store(given.store or os.environ.get("RAYGRID_STORE") or "results/store")
         counts = sync(plan, store, uri, given.report)

@@ -22,7 +22,9 @@ from raygrid.record import write_record
 from raygrid.store import Store
 from raygrid.track import Tracker, sync
 from raygrid.track import tracker as module
+from raygrid.track.__main__ import load, main
 from tests.track.conftest import (
+    STUDY,
     MlflowServer,
     assert_whole,
     content,
@@ -293,6 +295,30 @@ def test_help_is_quick_and_imports_no_mlflow() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
     shown = subprocess.run([sys.executable, "-m", "raygrid.track", "--help"], capture_output=True, text=True)
     assert shown.returncode == 0 and "sync" in shown.stdout and "views" in shown.stdout
+
+
+def test_commands(
+    database: str, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With a data set that raygrid knows, so without any pixels."""
+    file = tmp_path / "study.yaml"
+    file.write_text(
+        STUDY.format(name="cli", splits="  - {kind: random, seed: 0}", layers="[1]").replace("toys", "icons40")
+    )
+    chosen = [str(file), "--set", "treatments=[base, transfer]"]
+    plan = load(chosen[0], chosen[2:])
+    for cell in plan.cells[:3]:
+        write_record(store, make_record(cell))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", database)
+    monkeypatch.setenv("RAYGRID_STORE", store.url)
+    assert main(["sync", *chosen]) == 0
+    assert "3 of 4 cells are finished; 0 runs were whole, 3 completed now (3 of them new)" in capsys.readouterr().out
+    assert main(["views", *chosen]) == 0
+    assert "viewStateShareKey=raygrid-figure2" in capsys.readouterr().out
+    assert main(["sync", *chosen, "--uri", str(tmp_path)]) == 1
+    assert "no runs in plain folders" in capsys.readouterr().err
+    assert main(["sync", str(file), "--set", "layrs=[1]"]) == 2
+    assert "did you mean 'layers'" in capsys.readouterr().err
 
 
 # --- PostgreSQL -------------------------------------------------------------------------------------------
