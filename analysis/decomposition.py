@@ -19,6 +19,8 @@ from analysis.vocabulary import SHORT
 if TYPE_CHECKING:
     from analysis.scope import Scope
 
+MOST = 12
+"""units that a table prints one by one"""
 PARTS: dict[str, dict[str, float]] = {
     "co-adaptation": {"reference": 1, "selffer": -1},
     "specificity": {"selffer": 1, "transfer": -1},
@@ -42,6 +44,13 @@ def decompose(scope: Scope) -> Decomposition:
     return Decomposition(scope, parts, tuple(sorted(int(n) for n in frozen["n"].unique())))
 
 
+def _each(values: list[float]) -> str:
+    """All units up to a dozen; beyond, their range."""
+    if len(values) > MOST:
+        return f"{points(min(values))} to {points(max(values))}"
+    return "; ".join(points(v) for v in values) or "-"
+
+
 def table(scopes: list[Scope]) -> Table:
     """One row a population and n."""
     rows, records, notes, dagger = [], [], [], 0
@@ -57,7 +66,7 @@ def table(scopes: list[Scope]) -> Table:
                 entry: dict[str, object] = {"splits": scope.title, "n": n, "part": name, "formula": part.name}
                 records.append(entry | record(value, reason))
             specific = found.parts["specificity"].at([n])
-            line.append("; ".join(points(-v) for v in specific.values) or "-")
+            line.append(_each([-v for v in specific.values]))
             rows.append(line)
         if found.layers and found.parts["co-adaptation"].fallback:
             notes.append(f"{scope.title}: no scratch network, so the reference is {SHORT['base']}, the parent of BnB.")

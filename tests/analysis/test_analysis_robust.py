@@ -37,8 +37,21 @@ HOLES = {
 }
 
 
+@pytest.fixture
+def unrendered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are built as ever, but not rendered: it is the slow part, and test_analysis_report renders them."""
+    from analysis import style
+
+    def save(fig, out, name, kinds=("svg", "png")):
+        for kind in kinds:
+            (out / f"{name}.{kind}").write_text(f'<svg xmlns="http://www.w3.org/2000/svg" width="{fig.dpi}"></svg>')
+        return [out / f"{name}.{kind}" for kind in kinds]
+
+    monkeypatch.setattr(style, "save", save)
+
+
 @pytest.mark.parametrize("hole", HOLES)
-def test_anything_gives_a_report(hole: str, tmp_path: Path) -> None:
+def test_anything_gives_a_report(hole: str, tmp_path: Path, unrendered: None) -> None:
     frame = HOLES[hole](made_up.study(splits=range(2), layers=(1, 3), random_filters=True))
     folder = made_up.folder(tmp_path / "study", frame, with_history="cell" in frame.columns)
     written = analysis.write(folder)
@@ -189,9 +202,9 @@ def test_normalised_panel_is_on_the_scale_of_chance() -> None:
     assert found["transfer"].chance == pytest.approx(0.2)
 
 
-@pytest.mark.parametrize("columns", ["few", "all"])
-def test_a_hundred_thousand_cells(columns: str, tmp_path: Path) -> None:
-    """100,000 cells with 100 evaluations each (10 million rows of history): seconds, not minutes, and little memory."""
+def test_a_hundred_thousand_cells(tmp_path: Path) -> None:
+    """100,000 cells with 100 evaluations each (10 million rows of history): some 9 s of processor time on a slow core
+    (15 allowed, since machines differ) and under 1 GiB (4 allowed)."""
     import resource
 
     splits = 100_000 // 116
@@ -206,12 +219,11 @@ def test_a_hundred_thousand_cells(columns: str, tmp_path: Path) -> None:
     folder = tmp_path / "big"
     folder.mkdir()
     copies.to_parquet(folder / "results.parquet", index=False)
-    if columns == "all":
-        _big_history(folder / "history.parquet", copies["cell"].to_numpy(), 100)
+    _big_history(folder / "history.parquet", copies["cell"].to_numpy(), 100)
     start = time.process_time()
     written = analysis.write(folder)
     spent = time.process_time() - start
-    assert spent < 20, f"{spent:.1f} s of processor time for {len(copies):,} cells"
+    assert spent < 15, f"{spent:.1f} s of processor time for {len(copies):,} cells"
     assert (folder / "report" / "report.html").stat().st_size < 1_000_000
     assert any(p.name == "figure2.svg" and p.stat().st_size < 1_500_000 for p in written.paths)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 4 * 2**20, "kilobytes"

@@ -1,0 +1,215 @@
+"""Files as people get them: rendered figures, LaTeX that compiles, a page that opens in a real browser, offline."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import ClassVar
+
+import made_up_studies as made_up
+import pytest
+
+import analysis
+from analysis import reference
+
+CHROMIUM = "/usr/bin/chromium"
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> analysis.Written:
+    """The report of a made-up study in the shape of the default one, with history, plan and a diverged cell."""
+    frame = made_up.demo()
+    dead = (frame["treatment"] == "random") & (frame["n"] == 7)
+    frame.loc[dead, "status"] = "diverged"
+    folder = made_up.folder(tmp_path_factory.mktemp("study"), frame)
+    (folder / "plan.json").write_text('{"question": "How deep?", "predicted_seconds": 400, "wall_seconds": 420}')
+    (folder / "study.yaml").write_text("name: made-up\nquestion: How deep?\n")
+    return analysis.write(folder, overlay="published")
+
+
+@pytest.fixture(scope="module")
+def page(demo: analysis.Written) -> str:
+    return (demo.out / "report.html").read_text(encoding="utf-8")
+
+
+def test_every_promised_file_is_there(demo: analysis.Written) -> None:
+    names = {p.name for p in demo.paths}
+    figures = {f"{f}.{kind}" for f in ("figure2", "figure2_paired", "figure3") for kind in ("png", "svg")}
+    tables = {f"{t}.{kind}" for t in ("table1", "decomposition") for kind in ("md", "tex", "csv")}
+    assert figures | tables | {"claims.md", "claims.csv", "summary.md", "report.html"} <= names
+    assert all(p.stat().st_size > 0 for p in demo.paths)
+
+
+def test_figures_are_the_same_bytes_twice(demo: analysis.Written, tmp_path: Path) -> None:
+    """Same data, same SVG: no date, no random ids."""
+    from analysis import figure2, scope, style
+    from analysis.results import read
+
+    results = read(demo.out.parent)
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        style.save(figure2.draw(scope.main(results), results.depth), tmp_path / folder, "figure2")
+    for kind in ("svg", "png"):
+        assert (tmp_path / "a" / f"figure2.{kind}").read_bytes() == (tmp_path / "b" / f"figure2.{kind}").read_bytes()
+    assert "<dc:date>" not in (tmp_path / "a" / "figure2.svg").read_text()
+
+
+def test_page_is_small_whole_and_offline(page: str) -> None:
+    assert len(page.encode()) < 1_000_000
+    fetched = re.findall(r'(?:src|href|url\()\s*=?\s*["\']?(https?:|//)', page)
+    assert not fetched, "nothing is fetched from a network"
+    assert "@import" not in page
+    assert not re.search(r"<link(?![^>]*data:)[^>]*>", page)
+    for words in (
+        "How deep?",
+        "What is missing or diverged",
+        "How it was made",
+        "predicted time",
+        "+5 %",
+        "Beside the paper",
+    ):
+        assert words in page
+
+
+def test_pictures_have_alt_texts_and_ids_are_unique(page: str) -> None:
+    svgs = re.findall(r"<svg\b[^>]*>", page)
+    assert len(svgs) + len(re.findall(r"<img\b", page)) == 5
+    assert all('role="img"' in s and len(re.search(r'aria-label="([^"]*)"', s)[1]) > 40 for s in svgs)  # type: ignore[index]
+    assert all(re.search(r'alt="[^"]{40,}"', i) for i in re.findall(r"<img\b[^>]*>", page))
+    ids = re.findall(r'\bid="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+    used = set(re.findall(r'href="#([^"]+)"', page)) | set(re.findall(r"url\(#([^)]+)\)", page))
+    assert used <= set(ids), sorted(used - set(ids))[:5]
+
+
+def test_page_is_well_formed(page: str) -> None:
+    """Every opened element that needs it is closed, in order."""
+    void = {"meta", "link", "br", "img", "input", "path", "use", "rect", "image"}
+    optional = {"td", "th", "li", "dt", "dd"}
+
+    class Check(HTMLParser):
+        stack: ClassVar[list[str]] = []
+
+        def handle_starttag(self, tag, attrs):
+            if tag not in void and tag not in optional:
+                self.stack.append(tag)
+
+        def handle_startendtag(self, tag, attrs):
+            return
+
+        def handle_endtag(self, tag):
+            if tag not in void and tag not in optional:
+                assert self.stack, tag
+                assert self.stack.pop() == tag, tag
+
+    check = Check()
+    check.feed(page)
+    assert check.stack == []
+
+
+@pytest.mark.browser
+def test_opens_in_a_real_browser(demo: analysis.Written, tmp_path: Path) -> None:
+    """Desk and phone, light and dark: no error, no request but the file, nothing wider than the screen; sorting and
+    filtering work. Screenshots are left in the test's folder."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if not Path(CHROMIUM).exists():
+        pytest.skip(f"no {CHROMIUM}: install Debian's chromium")
+    errors: list[str] = []
+    requests: list[str] = []
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        for name, width, scheme in (("desk", 1280, "light"), ("dark", 1280, "dark"), ("phone", 390, "light")):
+            context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+            tab = context.new_page()
+            tab.on("pageerror", lambda error: errors.append(str(error)))
+            tab.on("request", lambda request: requests.append(request.url))
+            tab.goto((demo.out / "report.html").as_uri())
+            assert tab.evaluate("document.documentElement.scrollWidth") <= width, name
+            back = tab.evaluate("getComputedStyle(document.body).backgroundColor")
+            assert (back == "rgb(255, 255, 255)") is (scheme == "light")
+            card = tab.evaluate("getComputedStyle(document.querySelector('.card')).backgroundColor")
+            assert card == "rgb(255, 255, 255)", "figures stand on white, also in the dark"
+            tab.screenshot(path=tmp_path / f"{name}.png")
+            if name == "desk":
+                head = tab.locator("#cells th", has_text="top-1 %").locator("button")
+                head.click()
+                column = "[...document.querySelectorAll('#cells tbody tr')].map(r => r.cells[7].textContent)"
+                values = [float(v) for v in tab.evaluate(column) if v]
+                assert values == sorted(values)
+                head.click()
+                values = [float(v) for v in tab.evaluate(column) if v]
+                assert values == sorted(values, reverse=True)
+                tab.fill("#filter", "diverged")
+                shown = tab.evaluate("[...document.querySelectorAll('#cells tbody tr')].filter(r => !r.hidden).length")
+                assert shown == 1
+                tab.click("details summary")
+                assert tab.locator("details svg").first.is_visible()
+            context.close()
+        browser.close()
+    assert errors == []
+    assert all(url.startswith(("file:", "data:")) for url in requests), requests
+
+
+def test_latex_tables_compile(tmp_path: Path) -> None:
+    """All tables of the authors' logs, with their marks, in one document."""
+    if shutil.which("pdflatex") is None:
+        pytest.skip("no pdflatex: install texlive-latex-recommended")
+    from analysis import decomposition, scope, table1, tables
+    from analysis.results import read
+
+    results = read(reference.PATH)
+    tables.save(table1.tables(scope.main(results), results.depth), tmp_path, "table1")
+    tables.save(
+        [decomposition.table([scope.main(results), scope.other(results) or scope.main(results)])], tmp_path, "parts"
+    )
+    document = (
+        r"\documentclass{article}\usepackage[landscape,margin=1cm]{geometry}\usepackage{booktabs}"
+        r"\begin{document}\input{table1}\input{parts}\end{document}"
+    )
+    (tmp_path / "all.tex").write_text(document)
+    found = subprocess.run(["kpsewhich", "booktabs.sty"], capture_output=True, text=True).stdout.strip()
+    if not found:  # a small TeX installation: its three rules are stood in for, the rest is compiled as it is
+        rules = "".join(rf"\newcommand{{\{name}rule}}{{\hline}}" for name in ("top", "mid", "bottom"))
+        (tmp_path / "booktabs.sty").write_text(rules)
+    done = subprocess.run(
+        ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "all.tex"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert (tmp_path / "all.pdf").stat().st_size > 10_000
+
+
+def test_csv_tables_read_back(demo: analysis.Written) -> None:
+    import pandas as pd
+
+    table = pd.read_csv(demo.out / "table1.csv")
+    assert set(table["form"]) == {"pooled", "own base", "paired"}
+    parts = pd.read_csv(demo.out / "decomposition.csv")
+    assert {"points", "low", "high", "units", "unit", "identified"} <= set(parts.columns)
+    assert parts.loc[~parts["identified"], "points"].isna().all()
+
+
+def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from analysis.__main__ import main
+
+    frame = made_up.study(splits=(0,), layers=(1, 2, 3), depth=4, treatments=("base", "transfer"))
+    frame.to_csv(tmp_path / "mine.csv", index=False)
+    assert main([str(tmp_path / "mine.csv"), "--out", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out
+    assert "report.html" in said
+    assert "not drawn: figure3" in said
+    assert (tmp_path / "out" / "figure2.png").exists()
