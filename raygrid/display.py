@@ -61,7 +61,8 @@ class Board:
         for cell in self.plan.cells:
             rows[cell.series][cell.n].append(cell)
         columns = sorted({cell.n for cell in self.plan.cells})
-        table = Table(title=f"{self.plan.study.name}: top-1 by treatment and n (mean of finished / planned)", expand=False)
+        title = f"{self.plan.study.name}: mean top-1 by treatment and n, finished/planned"
+        table = Table(title=title, expand=False)
         table.add_column("treatment")
         for n in columns:
             table.add_column(f"n = {n}" if n else "all layers", justify="right")
@@ -134,7 +135,8 @@ class Display:
             self._failure(f"{cell.title}: {result.status}: {result.reason}")
         elif not self.interactive:
             left = f"{self.board.finished}/{len(self.board.plan.cells)}"
-            self.console.print(f"done    {cell.title:<24} {shown}  [{left}, {self.eta()}]", highlight=False, markup=False)
+            line = f"done    {cell.title:<24} {shown}  [{left}, {self.eta()}]"
+            self.console.print(line, highlight=False, markup=False)
 
     def failed(self, cell: Cell, why: str) -> None:
         """A cell could not be trained."""

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from raygrid.cell import Cell
+from raygrid.cost import DEVICES
 from raygrid.errors import EnvironmentError_, RaygridError, StoreError
 from raygrid.plan import Agenda, Cohort, Plan, addresses
 from raygrid.record import Record
@@ -114,13 +115,20 @@ class Grid:
 # --- in this process -------------------------------------------------------------------------------------------------
 
 
+def in_process_device(execution: Execution) -> str:
+    """`cpu` or `cuda`: where `run_in_process` trains."""
+    import torch
+
+    return _device(execution, torch.cuda.is_available())
+
+
 def run_in_process(grid: Grid, execution: Execution) -> None:
     """Train cohort after cohort here, without Ray."""
     import torch
 
     from raygrid.train import Interrupted
 
-    device = torch.device(_device(execution, torch.cuda.is_available()))
+    device = torch.device(in_process_device(execution))
     while not grid.over:
         cohort = grid.take()
         if cohort is None:
@@ -191,12 +199,20 @@ class Cluster:
     most_gpus: float
     local: bool
     """started by this process"""
+    gpu: str | None = None
+    """kind of its GPUs, if it is one that `cost` knows"""
 
     def devices(self, execution: Execution, threads: int) -> int:
         """Trials that can run at a time."""
         if self.most_gpus and execution.device != "cpu":
             return max(1, int(self.most_gpus / execution.gpu))
         return max(1, int(self.most_cpus // threads))
+
+    def kind(self, execution: Execution) -> str | None:
+        """Device kind for predictions (a key of `cost.DEVICES`); None for GPUs that it does not know."""
+        if not self.most_gpus or execution.device == "cpu":
+            return "cpu"
+        return self.gpu
 
 
 def connect() -> Cluster:
@@ -239,7 +255,9 @@ def connect() -> Cluster:
     nodes = sum(node["Alive"] for node in ray.nodes())
     cpus, gpus = float(have.get("CPU", 0)), float(have.get("GPU", 0))
     most_cpus, most_gpus = _most()
-    return Cluster(nodes, cpus, gpus, max(cpus, most_cpus), max(gpus, most_gpus), local)
+    kinds = [name.removeprefix("accelerator_type:") for name in have if name.startswith("accelerator_type:")]
+    gpu = next((kind for kind in kinds if kind in DEVICES), None)
+    return Cluster(nodes, cpus, gpus, max(cpus, most_cpus), max(gpus, most_gpus), local, gpu)
 
 
 def _started_here() -> str | None:

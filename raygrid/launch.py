@@ -60,6 +60,7 @@ def parser() -> argparse.ArgumentParser:
         "--cluster", metavar="FILE", help="run there: a file of `ray up`, or a dashboard's address (RAYGRID_CLUSTER)"
     )
     p.add_argument("--dry-run", action="store_true", help="print the plan and what exists already; train nothing")
+    p.add_argument("--prices", metavar="FILE", help="with --dry-run --cluster: prices instead of raygrid's own (CSV)")
     p.add_argument("--explain", metavar="CELL", help="with --dry-run: why this cell must be trained")
     return p
 
@@ -109,7 +110,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.dry_run or arguments.explain:
             from raygrid.preview import preview
 
-            return preview(asked.study, asked.store_url, arguments.explain, console)
+            return preview(
+                asked.study, asked.store_url, console, arguments.explain, arguments.cluster, arguments.prices
+            )
         from raygrid import remote
 
         if cluster := remote.chosen(arguments.cluster):
@@ -159,9 +162,6 @@ def launch(asked: Job, console: Console) -> int:
     folder = asked.out / study.name
     folder.mkdir(parents=True, exist_ok=True)
 
-    from raygrid import preview
-
-    preview.announce(the_plan, records, store, folder, console)
     missing = [cell for cell in the_plan.cells if cell.address not in records]
     trouble: RaygridError | None = None
     begun = time.monotonic()
@@ -169,6 +169,9 @@ def launch(asked: Job, console: Console) -> int:
         trouble = _train(the_plan, records, store, folder, asked, console)
         records = find_records(store, the_plan.cells)
     else:
+        from raygrid.preview import announce
+
+        announce(the_plan, records, store, folder, console, 1, None)
         console.print("Every network of this study is in the store: nothing to train.")
     _write(the_plan, records, store, folder, asked, console, time.monotonic() - begun if missing else None)
     if records:
@@ -187,18 +190,23 @@ def _train(
     from raygrid import grid as grids
     from raygrid.display import Board, Display
     from raygrid.plan import Agenda
-    from raygrid.preview import predicted_seconds
+    from raygrid.preview import announce
     from raygrid.track import Tracker
 
     execution = the_plan.study.execution
     threads = max(block.recipe.numerics.threads for block in the_plan.study.blocks)
     cluster: Cluster | None = None
     devices = execution.workers or 1
+    kind: str | None = "cpu"
     if execution.backend == "ray":
         console.print("Starting Ray ...", style="dim")
         cluster = grids.connect()
         grids.check_store(store, cluster)
         devices = execution.workers or cluster.devices(execution, threads)
+        kind = cluster.kind(execution)
+    elif grids.in_process_device(execution) == "cuda":
+        kind = None
+    predicted = announce(the_plan, records, store, folder, console, devices, kind)
     tracker = Tracker(the_plan, store, asked.mlflow_uri, folder / "report")
     board = Board(the_plan)
     for record in records.values():
@@ -208,8 +216,9 @@ def _train(
         {address: record.result.status for address, record in records.items()},
         workers=devices,
         largest=execution.cohort,
+        kind=kind,
     )
-    display = Display(board, console, devices, predicted_seconds(the_plan, records, devices))
+    display = Display(board, console, devices, predicted)
     grid = grids.Grid(the_plan, agenda, store, _Both(display, tracker))
     tracker.start()
     if asked.mlflow_uri.startswith("http") and tracker.ready(10) and tracker.link:
@@ -315,16 +324,21 @@ def _write(
     console.print()
     console.print(written.summary, highlight=False, markup=False)
     console.print()
-    for what, path in (("results", results), ("history", history)):
-        console.print(f"{what:<9}{path}", highlight=False, markup=False)
-    for path in written.paths:
-        if path.suffix in (".png", ".html") or path.name == "table1.md":
-            console.print(f"{path.stem:<9}{path}", highlight=False, markup=False)
+    shown = {path.name: path for path in written.paths}
+    for what, path in (
+        ("report", shown.get("report.html")),
+        ("Figure 2", shown.get("figure2.png")),
+        ("paired", shown.get("figure2_paired.png")),
+        ("Figure 3", shown.get("figure3.png")),
+        ("Table 1", shown.get("table1.md")),
+        ("results", results),
+        ("history", history),
+    ):
+        if path is not None:
+            console.print(f"{what:<10}{path}", highlight=False, markup=False)
     uri = asked.mlflow_uri
-    if uri.startswith("sqlite"):
-        console.print(f"{'MLflow':<9}mlflow ui --backend-store-uri {uri}", highlight=False, markup=False)
-    else:
-        console.print(f"{'MLflow':<9}{uri}", highlight=False, markup=False)
+    look = f"mlflow ui --backend-store-uri {uri}" if uri.startswith("sqlite") else uri
+    console.print(f"{'MLflow':<10}{look}", highlight=False, markup=False)
 
 
 def _verdict(the_plan: Plan, records: dict[str, Record], console: Console) -> int:

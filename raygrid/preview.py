@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raygrid.display import duration
 from raygrid.errors import UserError, closest
-from raygrid.plan import Agenda, Plan, plan
-from raygrid.record import Record, find_records
+from raygrid.plan import Plan, explain, plan
+from raygrid.record import Record, find_records, read_record
 from raygrid.store import Store
 
 if TYPE_CHECKING:
@@ -21,53 +22,132 @@ if TYPE_CHECKING:
 PLAN_FILE = "plan.json"
 
 
-def preview(study: Study, url: str, explain: str | None, console: Console) -> int:
-    """`--dry-run`: print the plan and what exists in the store, train nothing."""
+def preview(
+    study: Study,
+    url: str,
+    console: Console,
+    why: str | None = None,
+    cluster: str | None = None,
+    prices: str | None = None,
+) -> int:
+    """`--dry-run`: print the plan, what exists in the store and what the rest costs; train nothing."""
     from raygrid.data.known import facts
 
     the_plan = plan(study, facts(study.dataset))
     present: dict[str, Record] = {}
     if "://" in url or Path(url).exists():
         present = find_records(Store(url), the_plan.cells)
-    show(the_plan, present, console)
-    if explain:
-        _explain(the_plan, present, explain, console)
+    devices = study.execution.workers or os.cpu_count() or 1
+    show(the_plan, present, console, devices, "cpu")
+    if why:
+        _explain(the_plan, _everything(url, the_plan, present), why, console)
+        return 0
+    done = {address: record.result.status for address, record in present.items()}
+    if len(done) < len(the_plan.cells):
+        _by_device(the_plan, done, console)
+        if cluster:
+            _by_node_type(the_plan, done, cluster, prices, console)
     return 0
 
 
-def show(the_plan: Plan, present: Mapping[str, Record], console: Console) -> None:
-    """The plan in a few lines."""
-    study, cells = the_plan.study, the_plan.cells
-    missing = [cell for cell in cells if cell.address not in present]
-    console.print(
-        f"study     {study.name}: {' '.join(study.question.split())}".rstrip(": "), highlight=False, markup=False
+def show(
+    the_plan: Plan, present: Mapping[str, Record], console: Console, devices: int = 1, kind: str | None = "cpu"
+) -> float | None:
+    """The plan in a few lines; returns the predicted seconds of what is missing on `devices` devices of a kind."""
+    study, facts = the_plan.study, the_plan.facts
+    done = {address: record.result.status for address, record in present.items()}
+    summary = the_plan.summary(devices, kind or "cpu", done)
+    rungs = summary.ideal
+    missing = summary.cells - summary.existing
+
+    def line(what: str, text: str) -> None:
+        console.print(f"{what:<10}{text}", highlight=False, markup=False)
+
+    line("study", f"{study.name}: {' '.join(study.question.split())}".rstrip(": "))
+    line("data", f"{facts.name}, {len(facts.classes)} classes, content {facts.sha256[:12]}")
+    kinds = ", ".join(f"{count} {treatment}" for treatment, count in summary.counts.items())
+    line("networks", f"{summary.cells} ({kinds})")
+    line("present", f"{summary.existing} in the store, {missing} to train")
+    if not missing:
+        return None
+    line(
+        "sharing",
+        f"{rungs.independent.units:.0f} trainings' worth of work if every network had its own base; "
+        f"{rungs.bases_shared.units:.0f} with bases shared, {rungs.trunk_shared.units:.0f} with frozen layers "
+        f"shared; batches are made {summary.input_passes} times, not {missing}",
     )
-    facts = the_plan.facts
-    console.print(
-        f"data      {facts.name}, {len(facts.classes)} classes, content {facts.sha256[:12]}",
-        highlight=False,
-        markup=False,
+    line(
+        "work",
+        f"{rungs.trunk_shared.flops:.3g} FLOP in {summary.cohorts} cohorts of at most {summary.largest_cohort} networks",
     )
-    kinds = ", ".join(f"{count} {treatment}" for treatment, count in the_plan.counts.items())
-    console.print(f"networks  {len(cells)} ({kinds})", highlight=False)
-    streams = {cell.stream for cell in missing}
-    console.print(
-        f"sharing   {the_plan.trainings_if_independent} trainings if every network had a base of its own, "
-        f"{len(cells)} with bases shared; {len(streams)} streams of batches to read instead of {len(missing)}",
-        highlight=False,
-    )
-    console.print(f"present   {len(cells) - len(missing)} in the store, {len(missing)} to train", highlight=False)
+    line("memory", f"about {summary.peak_bytes / 1e9:.1f} GB for the largest cohort")
+    if kind is None:
+        return None
+    where = f"{devices} CPU core{'s' * (devices > 1)}" if kind == "cpu" else f"{devices} {kind}"
+    line("predicted", f"{duration(summary.seconds)} of training on {where}")
+    return summary.seconds
 
 
-def announce(the_plan: Plan, records: Mapping[str, Record], store: Store, folder: Path, console: Console) -> None:
-    """Print the plan at the start of a launch, say if the data changed since the last one, and keep the plan."""
-    show(the_plan, records, console)
+def _everything(url: str, the_plan: Plan, present: Mapping[str, Record]) -> dict[str, Record]:
+    """Records of every cell of this data set that the store has, whichever study made them."""
+    if "://" not in url and not Path(url).exists():
+        return {}
+    store = Store(url)
+    paths = [p for p in store.list(f"cells/{the_plan.facts.name}") if p.endswith("/record.json")]
+    found = [read_record(data, path) for path, data in store.find_many(paths).items()]
+    return {record.cell.address: record for record in found}
+
+
+def _by_device(the_plan: Plan, done: Mapping[str, str], console: Console) -> None:
+    """Hours on one device of every kind."""
+    from rich.table import Table
+
+    from raygrid.cost import DEVICES
+
+    table = Table(title="hours on one device, predicted (GPUs: assumed 36 % of peak)", expand=False)
+    for column in ("device", "hours", "memory of the largest cohort, GB"):
+        table.add_column(column, justify="left" if column == "device" else "right")
+    for kind in DEVICES:
+        summary = the_plan.summary(1, kind, done)
+        table.add_row(
+            "1 CPU core" if kind == "cpu" else kind, f"{summary.seconds / 3600:,.2f}", f"{summary.peak_bytes / 1e9:.1f}"
+        )
+    console.print(table)
+
+
+def _by_node_type(the_plan: Plan, done: Mapping[str, str], cluster: str, prices: str | None, console: Console) -> None:
+    """Hours and dollars with the node types of a cluster file."""
+    from rich.table import Table
+
+    from raygrid.prices import load_prices, quotes
+
+    table = Table(title=f"{cluster}, each worker type at its maximum, with the head node", expand=False)
+    for column in ("node type", "devices", "hours", "USD", "prices of"):
+        table.add_column(column, justify="left" if column in ("node type", "prices of") else "right")
+    for quote in quotes(the_plan, cluster, load_prices(prices), done):
+        name = f"{quote.node.instance_type}{' (spot)' if quote.node.spot else ''}"
+        table.add_row(name, str(quote.devices), f"{quote.hours:,.2f}", f"{quote.usd:,.2f}", quote.node.date)
+    console.print(table)
+
+
+def announce(
+    the_plan: Plan,
+    records: Mapping[str, Record],
+    store: Store,
+    folder: Path,
+    console: Console,
+    devices: int,
+    kind: str | None,
+) -> float | None:
+    """Print the plan at the start of a launch, say if the data changed since the last one, and keep the plan; returns
+    the predicted seconds."""
+    seconds = show(the_plan, records, console, devices, kind)
     path = folder / PLAN_FILE
     before = _read(path)
     if before and before.get("data_sha256") not in (None, the_plan.facts.sha256):
         console.print(
-            f"data      changed since the last launch (was {before['data_sha256'][:12]}): these are new networks, the old "
-            "ones stay in the store",
+            f"data      changed since the last launch (was {before['data_sha256'][:12]}): these are new networks, "
+            "the old ones stay in the store",
             style="yellow",
             highlight=False,
         )
@@ -79,10 +159,13 @@ def announce(the_plan: Plan, records: Mapping[str, Record], store: Store, folder
         "cells": [cell.address for cell in the_plan.cells],
         "store": store.url,
     }
+    if seconds is not None:
+        kept |= {"predicted_seconds": round(seconds, 1), "predicted_on": f"{devices} {kind}"}
     path.write_text(
         json.dumps({**(before if before.get("data_sha256") == the_plan.facts.sha256 else {}), **kept}, indent=1)
     )
     (folder / "study.yaml").write_text(_yaml(the_plan))
+    return seconds
 
 
 def _yaml(the_plan: Plan) -> str:
@@ -99,11 +182,6 @@ def _read(path: Path) -> dict[str, Any]:
         return {}
 
 
-def predicted_seconds(the_plan: Plan, records: Mapping[str, Record], devices: int) -> float | None:
-    """Seconds that the missing cells will take on so many devices of this machine's kind."""
-    return None
-
-
 def note_actual(folder: Path, seconds: float | None, records: Mapping[str, Record]) -> None:
     """Put what the run took beside what was predicted."""
     path = folder / PLAN_FILE
@@ -116,22 +194,19 @@ def note_actual(folder: Path, seconds: float | None, records: Mapping[str, Recor
 
 def _explain(the_plan: Plan, present: Mapping[str, Record], name: str, console: Console) -> None:
     """Why a cell must be trained: how it differs from the nearest cell that exists."""
-    from raygrid.cell import difference
-
     cells = {cell.address: cell for cell in the_plan.cells} | {cell.title: cell for cell in the_plan.cells}
     if name not in cells:
-        raise UserError(f"--explain {name}: the plan has no such cell{closest(name, list(cells)[:40])}")
+        titles = [cell.title for cell in the_plan.cells]
+        raise UserError(f"--explain {name}: the plan has no such cell{closest(name, titles)}")
     cell = cells[name]
     if cell.address in present:
         console.print(f"{cell.title} has a record: it is not trained again.", markup=False)
         return
-    if not present:
-        console.print(f"{cell.title} has no record, and none of this plan's other cells has one.", markup=False)
+    found = explain(cell, [record.cell for record in present.values()])
+    if found is None:
+        console.print(f"{cell.title} has no record, and nothing else in the store has one.", markup=False)
         return
-    nearest = min((r.cell for r in present.values()), key=lambda other: len(difference(cell, other)))
-    console.print(f"{cell.title} has no record. Nearest that has one: {nearest.title}; they differ in", markup=False)
-    for key, mine, other in difference(cell, nearest):
+    nearest, fields = found
+    console.print(f"{cell.title} has no record. The nearest that has one is {nearest.title}:", markup=False)
+    for key, mine, other in fields:
         console.print(f"  {key}: {mine} here, {other} there", markup=False, highlight=False)
-
-
-__all__ = ["Agenda", "announce", "duration", "note_actual", "predicted_seconds", "preview", "show"]

@@ -25,7 +25,7 @@ targets: [B]
 treatments: [base, scratch, selffer, selffer+, transfer, transfer+, random, base-long]
 layers: [1, 4, 7]
 images_per_class: 50
-recipe: {epochs: 5, batch_size: 16, lr: 0.03, evaluations: 3, evaluation_images: 60}
+recipe: {epochs: 6, batch_size: 16, lr: 0.03, evaluations: 3, evaluation_images: 60, augmentation: {padding: 1, flip: false}}
 execution: {backend: in-process}
 """
 """A study that learns in a third of a second a network: digits of 8 pixels, five classes against five."""

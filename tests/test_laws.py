@@ -61,7 +61,7 @@ def test_how_it_runs_cannot_reach_the_hash(override: str) -> None:
     "override",
     ["recipe.epochs=6", "recipe.batch_size=32", "recipe.lr=0.01", "recipe.momentum=0.8", "recipe.weight_decay=0.0",
      "recipe.bias_lr=2.0", "recipe.bias_decay=0.0", "recipe.sgd=caffe", "recipe.gradient_clip=null",
-     "recipe.schedule.kind=constant", "recipe.augmentation.flip=false", "recipe.augmentation.padding=1",
+     "recipe.schedule.kind=constant", "recipe.augmentation.flip=true", "recipe.augmentation.padding=2",
      "recipe.order=fixed", "recipe.outputs=dataset", "recipe.evaluations=4", "recipe.evaluation_images=null",
      "recipe.numerics.autocast=bfloat16", "recipe.numerics.memory_format=contiguous", "recipe.numerics.threads=2",
      "recipe.numerics.optimizer=for-loop", "network.width=0.5", "network.dropout=0.1", "images_per_class=40",
@@ -236,8 +236,8 @@ def frozen_world(request, tmp_path_factory):
     """TINY with heavy weight decay, also on a network with batch norms."""
     overrides = [f"network.name={request.param}", "recipe.weight_decay=0.01", "recipe.epochs=2", "layers=[4, 7]"]
     overrides += ["treatments=[selffer, transfer, transfer+, random]"]
-    if request.param == "small":
-        overrides += ["recipe.epochs=5"]
+    if request.param == "small":  # without batch norm it learns more slowly
+        overrides += ["recipe.epochs=6"]
     return make_world(tmp_path_factory.mktemp("frozen"), TINY, overrides)
 
 
