@@ -332,7 +332,9 @@ class Agenda:
             entries = sorted(stream.ready, key=lambda e: (e.trunk_name or "", e.cell.frozen, e.order))
         else:
             entries = sorted(stream.ready, key=lambda e: (-e.lone, e.order))
-        taken, rest, found = [], [], Load()
+        taken: list[Entry] = []
+        rest: list[Entry] = []
+        found = Load()
         for entry in entries:
             cost, memory = found.with_(entry)
             full = len(taken) >= (self.largest or len(entries)) or cost > budget * (1 + 1e-9)
