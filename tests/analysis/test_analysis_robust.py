@@ -248,3 +248,17 @@ def _big_history(path: Path, cells: np.ndarray, evaluations: int) -> None:
         writer.write_table(table)
     assert writer is not None
     writer.close()
+
+
+@pytest.mark.parametrize(
+    ("named", "score"), [(None, "top1_last"), ("top1_last", "top1_last"), ("top1_mean10", "top1_mean10")]
+)
+def test_the_headline_score_does_not_select_on_the_test_images(named: str | None, score: str) -> None:
+    """Law 8: the last test, unless the results themselves name the paper's mean of the ten best."""
+    frame = made_up.study(splits=(0,), layers=(1,)).drop(columns="score")
+    frame["top1_best"], frame["top1_mean10"] = frame["top1_last"] + 0.02, frame["top1_last"] + 0.01
+    if named:
+        frame["score"] = named
+    results = results_of(frame)
+    assert results.score == score
+    assert results.frame["score"].tolist() == frame[score].tolist()
