@@ -112,7 +112,7 @@ def save(fig: Figure, out: Path, name: str, kinds: Sequence[str] = ("svg", "png"
     return paths
 
 
-BACKING = {"facecolor": "white", "edgecolor": "none", "alpha": 0.6, "pad": 1.5}
+BACKING = {"facecolor": "white", "edgecolor": "none", "alpha": 0.4, "pad": 1.5}
 """behind text that crosses lines"""
 
 

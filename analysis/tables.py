@@ -38,7 +38,7 @@ class Table:
     def latex(self) -> str:
         """A `table` with booktabs rules; needs `\\usepackage{booktabs}` only."""
         widths = "l" + "r" * (len(self.columns) - 1)
-        head = [r"\begin{table}[htbp]", r"\centering\small", rf"\caption{{{tex(self.title)}}}"]
+        head = [r"\begin{table}[htbp]", r"\centering\small", rf"\caption{{{tex(_caption(self.title))}}}"]
         head += [rf"\begin{{tabular}}{{@{{}}{widths}@{{}}}}", r"\toprule"]
         body = [" & ".join(_shortstack(c) for c in self.columns) + r" \\", r"\midrule"]
         body += [" & ".join(_shortstack(c) for c in row) + r" \\" for row in self.rows]
@@ -161,6 +161,12 @@ def tex(text: str) -> str:
     return text
 
 
+def _caption(title: str) -> str:
+    """LaTeX numbers its tables itself."""
+    bare = title.removeprefix("Table 1, ")
+    return bare[:1].upper() + bare[1:]
+
+
 def _number(value: float | str) -> str:
     return value if isinstance(value, str) else f"{100 * value:.4f}"
 
@@ -175,4 +181,4 @@ def _shortstack(text: str) -> str:
     lines = [tex(part) for part in parts.split("\n")]
     # a bracket after \\ would be read as its optional argument
     lines = ["{" + line + "}" if line.startswith("[") else line for line in lines]
-    return lines[0] if len(lines) == 1 else r"\shortstack[r]{" + r"\\".join(lines) + "}"
+    return lines[0] if len(lines) == 1 else r"\shortstack[r]{\rule{0pt}{2.6ex}" + r"\\".join(lines) + "}"
