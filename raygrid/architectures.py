@@ -105,39 +105,40 @@ def caffenet(outputs: int, width: float = 1.0, dropout: float = 0.5) -> tuple[St
     layers 2, 4, 5, 6, 7. With 1000 outputs and images of 227 pixels: 60,965,224 parameters. At other widths the
     initial weights above layer 1 are divided by the root of the width, so that what they add up to stays as large.
     """
-    return _caffenet(outputs, width, dropout, first=(11, 4), grown=(1.0, 1.0))
+    return _caffenet(outputs, width, dropout, first=(11, 4), grown=(1, 1, 1))
 
 
 def caffenet_32(outputs: int, width: float = 1.0, dropout: float = 0.5) -> tuple[Stage, ...]:
     """CaffeNet for images of about 32 pixels: 5 x 5 filters at every pixel open it, all else as it is.
 
-    Its own 11 x 11 at every fourth pixel need 55 pixels for the last pooling to have anything to see.
-
-    Two layers have fewer inputs for it, and larger initial weights by the root of that: layer 1 (363 to 75) and layer 6
-    (36 to 4 positions, with crops of 27 pixels).
+    Its own 11 x 11 at every fourth pixel need 55 pixels for the last pooling to have anything to see. Layers 1 and 6
+    have fewer inputs now (75 for 363; 4 positions for 36, with crops of 27 pixels), and larger initial weights by the
+    root of that. Those of layers 2 to 7 are doubled besides: CaffeNet's begin to learn after hundreds of steps only.
     """
-    return _caffenet(outputs, width, dropout, first=(5, 1), grown=(2.2, 3.0))
+    return _caffenet(outputs, width, dropout, first=(5, 1), grown=(2.2, 2, 3))
 
 
 def _caffenet(
-    outputs: int, width: float, dropout: float, first: tuple[int, int], grown: tuple[float, float]
+    outputs: int, width: float, dropout: float, first: tuple[int, int], grown: tuple[float, float, float]
 ) -> tuple[Stage, ...]:
-    """`first`: kernel and stride of layer 1. `grown`: factors on the initial weights of layers 1 and 6."""
+    """`first`: kernel and stride of layer 1. `grown`: factors on the initial weights of layer 1; of layers 2 to 7; of
+    layer 6 besides."""
 
     def wide(units: int) -> int:
         return max(2, 2 * round(units * width / 2))
 
     kernel, stride = first
-    std, pool = 0.01 / math.sqrt(width), Pool(3, 2)
+    pool, root = Pool(3, 2), math.sqrt(width)
+    conv, fc = 0.01 * grown[1] / root, 0.005 * grown[1] / root
     return (
         Stage("conv", wide(96), kernel, stride=stride, pool=pool, lrn="after-pool", std=0.01 * grown[0]),
-        Stage("conv", wide(256), 5, padding=2, groups=2, pool=pool, lrn="after-pool", std=std, bias=1),
-        Stage("conv", wide(384), 3, padding=1, std=std),
-        Stage("conv", wide(384), 3, padding=1, groups=2, std=std, bias=1),
-        Stage("conv", wide(256), 3, padding=1, groups=2, pool=pool, std=std, bias=1),
-        Stage("fc", wide(4096), std=std / 2 * grown[1], bias=1),
-        Stage("fc", wide(4096), dropout=dropout, std=std / 2, bias=1),
-        Stage("fc", outputs, dropout=dropout, relu=False, std=std),
+        Stage("conv", wide(256), 5, padding=2, groups=2, pool=pool, lrn="after-pool", std=conv, bias=1),
+        Stage("conv", wide(384), 3, padding=1, std=conv),
+        Stage("conv", wide(384), 3, padding=1, groups=2, std=conv, bias=1),
+        Stage("conv", wide(256), 3, padding=1, groups=2, pool=pool, std=conv, bias=1),
+        Stage("fc", wide(4096), std=fc * grown[2], bias=1),
+        Stage("fc", wide(4096), dropout=dropout, std=fc, bias=1),
+        Stage("fc", outputs, dropout=dropout, relu=False, std=0.01 / root),
     )
 
 

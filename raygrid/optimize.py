@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -83,21 +84,24 @@ class CaffeSGD(torch.optim.Optimizer):
 
     def __init__(self, params, lr: float, momentum: float, weight_decay: float = 0.0, foreach: bool = True):  # type: ignore[no-untyped-def]
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self.foreach = foreach
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """One update of every parameter that has a gradient."""
         for group in self.param_groups:
-            parameters = [p for p in group["params"] if p.grad is not None]
-            if not parameters:
-                continue
-            gradients = [p.grad for p in parameters]
-            if group["weight_decay"]:
-                gradients = torch._foreach_add(gradients, parameters, alpha=group["weight_decay"])
-            for p in parameters:
-                if "momentum_buffer" not in self.state[p]:
-                    self.state[p]["momentum_buffer"] = torch.zeros_like(p)
-            velocity = [self.state[p]["momentum_buffer"] for p in parameters]
-            torch._foreach_mul_(velocity, group["momentum"])
-            torch._foreach_add_(velocity, gradients, alpha=group["lr"])
-            torch._foreach_sub_(parameters, velocity)
+            moving = [p for p in group["params"] if p.grad is not None]
+            for together in [moving] if self.foreach and moving else [[p] for p in moving]:
+                self._update(together, group)
+
+    def _update(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        gradients = [p.grad for p in parameters]
+        if group["weight_decay"]:
+            gradients = torch._foreach_add(gradients, parameters, alpha=group["weight_decay"])
+        for p in parameters:
+            if "momentum_buffer" not in self.state[p]:
+                self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        velocity = [self.state[p]["momentum_buffer"] for p in parameters]
+        torch._foreach_mul_(velocity, group["momentum"])
+        torch._foreach_add_(velocity, gradients, alpha=group["lr"])
+        torch._foreach_sub_(parameters, velocity)
