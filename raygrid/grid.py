@@ -12,10 +12,10 @@ import hashlib
 import json
 import logging
 import os
+import secrets
 import shutil
 import signal
 import socket
-import stat
 import subprocess
 import sys
 import tempfile
@@ -218,46 +218,43 @@ class Cluster:
 def connect() -> Cluster:
     """Join the cluster named by RAY_ADDRESS or running on this machine (`ray up`, `ray start`); else start a local one.
 
-    Ray that raygrid starts uses token authentication, with a token file that only its owner can read.
+    A local Ray is private to this launch: it uses token authentication with a token of its own, which is handed to its
+    processes in the environment and written nowhere.
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    if TOKEN.exists() or os.environ.get("RAY_AUTH_TOKEN"):
+    address = os.environ.get("RAY_ADDRESS") or _started_here()
+    if address is None:
+        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    elif TOKEN.exists() or os.environ.get("RAY_AUTH_TOKEN"):
         os.environ.setdefault("RAY_AUTH_MODE", "token")
     import ray
 
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": True}
     mask = os.umask(0o077)
-    address = None
     try:
-        address = os.environ.get("RAY_ADDRESS") or _started_here()
-        local = False
-        if ray.is_initialized():
-            pass
-        elif address:
+        if address is not None:
             ray.init(address=address, **quiet)
         else:
             memory = 128 * 2**20  # data reach trials as memory-mapped files
             ray.init(address="local", include_dashboard=False, object_store_memory=memory, **quiet)
-            local = True
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        where = address or "a local Ray"
         why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if address is None:
+            raise EnvironmentError_(f"Ray cannot be started on this machine: {why}") from None
         raise EnvironmentError_(
-            f"cannot connect to {where}: {why}. Check RAY_ADDRESS and, for a cluster with token authentication, "
-            "RAY_AUTH_MODE=token and the token file; or unset RAY_ADDRESS to use this machine"
+            f"cannot connect to Ray at {address}: {why}. Check RAY_ADDRESS and, for a cluster with token "
+            "authentication, RAY_AUTH_MODE=token and the token file; or unset RAY_ADDRESS to use this machine"
         ) from None
     finally:
         os.umask(mask)
-    if TOKEN.exists() and stat.S_IMODE(TOKEN.stat().st_mode) & 0o077:
-        TOKEN.chmod(0o600)
     have = ray.cluster_resources()
     nodes = sum(node["Alive"] for node in ray.nodes())
     cpus, gpus = float(have.get("CPU", 0)), float(have.get("GPU", 0))
-    most_cpus, most_gpus = _most()
+    most_cpus, most_gpus = _most() if address else (0.0, 0.0)
     kinds = [name.removeprefix("accelerator_type:") for name in have if name.startswith("accelerator_type:")]
     gpu = next((kind for kind in kinds if kind in DEVICES), None)
-    return Cluster(nodes, cpus, gpus, max(cpus, most_cpus), max(gpus, most_gpus), local, gpu)
+    return Cluster(nodes, cpus, gpus, max(cpus, most_cpus), max(gpus, most_gpus), address is None, gpu)
 
 
 def _started_here() -> str | None:
