@@ -560,3 +560,38 @@ def _every(check: Callable[[str], bool], *patterns: str) -> list[str]:
 def test_no_file_names_an_account_or_a_key() -> None:
     secret = re.compile(r"AKIA[0-9A-Z]{16}|\b\d{12}\b|BEGIN [A-Z ]*PRIVATE KEY")
     assert _every(lambda text: bool(secret.search(text)), "clusters/**/*", "Dockerfile") == []
+
+
+# --- README --------------------------------------------------------------------------------------------------------
+
+
+def test_costs_are_those_of_the_price_table() -> None:
+    import csv
+
+    with (ROOT / "raygrid" / "prices.csv").open() as file:
+        prices = {row["instance_type"]: row for row in csv.DictReader(file) if row["provider"] == "aws"}
+    text = (CLUSTERS / "README.md").read_text()
+    kinds = {name: kind["node_config"]["InstanceType"] for name, kind in config("aws")["available_node_types"].items()}
+    head, worker = prices[kinds["head"]], prices[kinds["gpu"]]
+    demand, spot = float(worker["usd_per_hour_on_demand"]), float(worker["usd_per_hour_spot"])
+    assert f"| head, `{kinds['head']}` | {float(head['usd_per_hour_on_demand']):.2f} | |" in text
+    assert f"| one GPU worker, `{kinds['gpu']}` ({worker['gpu']}) | {demand:.2f} | {spot:.2f} |" in text
+    assert f"| eight of them | {8 * demand:.2f} | {8 * spot:.2f} |" in text
+    assert worker["date"] in text
+
+
+def test_commands_of_the_readme_exist() -> None:
+    """Every file and module that a command names is there, and launch knows every option."""
+    text = (CLUSTERS / "README.md").read_text()
+    blocks = "\n".join(re.findall(r"```\n(.*?)```", text, re.DOTALL))
+    for path in set(re.findall(r"clusters/[\w./-]+", blocks)):
+        assert (ROOT / path).exists(), path
+    from raygrid.launch import parser
+
+    launch = parser()
+    lines = re.findall(r"python -m raygrid\.launch (.*?)(?:  |\n|$)", blocks)
+    assert len(lines) >= 2
+    for line in lines:
+        launch.parse_args([word for word in line.split() if word != "#"])
+    for name in re.findall(r"--parameter-overrides (.*)", blocks)[0].split():
+        assert name.split("=")[0] in template()["Parameters"]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.conftest import STUDY
+from tests.cluster.conftest import CELLS, STUDY
 from tests.cluster.lab import ROOT, Host, Lab, reference, until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
@@ -73,7 +73,7 @@ def test_a_study_survives_the_loss_of_a_machine_and_of_the_laptop(lab: Lab, tmp_
     assert "which runs already" in second.stdout
     assert "fetched" in second.stdout
     expected = next(undisturbed)
-    assert before < len(expected) == 28
+    assert before < len(expected) == CELLS
     assert lab.records() == expected
     assert not lab.leases()
 

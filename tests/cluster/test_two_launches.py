@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.conftest import STUDY, unavailable
+from tests.cluster.conftest import CELLS, STUDY, unavailable
 from tests.cluster.lab import ROOT, until
 
 TELLING = """\
@@ -56,7 +56,7 @@ def twice(store: str, folder: Path, env: dict[str, str]) -> list[list[str]]:
 
 def check(trained: list[list[str]]) -> None:
     counts = collections.Counter(cell for one in trained for cell in one)
-    assert len(counts) == 28
+    assert len(counts) == CELLS
     assert set(counts.values()) == {1}, [cell for cell, count in counts.items() if count > 1]
     assert all(trained), "one of the two did all"
 
