@@ -428,3 +428,9 @@ def test_progress_of_another_cell_or_damaged_progress_starts_again(world, tmp_pa
     store.put(progress_path(other), b"\x80\x04cposix\nsystem\n")
     train_cohort([other], Bench(store, world.plan.facts))
     same(world, store, [mine, other])
+
+
+def test_a_copy_of_a_cell_has_an_identity_of_its_own() -> None:
+    cell = make_plan().cells[0]
+    assert cell.hash and cell.address
+    assert cell.model_copy(update={"seed": 5}).hash != cell.hash
