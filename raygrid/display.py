@@ -65,7 +65,7 @@ class Board:
         table = Table(title=title, expand=False)
         table.add_column("treatment")
         for n in columns:
-            table.add_column(f"n = {n}" if n else "all layers", justify="right")
+            table.add_column(f"n = {n}", justify="right")
         for series in in_order(rows):
             table.add_row(series, *(self._place(rows[series].get(n, ())) for n in columns))
         return table
