@@ -94,18 +94,22 @@ def test_another_data_set_in_its_place(published: tuple[Store, str, Path]) -> No
 
 
 class Bomb:
+    def __init__(self, path: Path):
+        self.path = path
+
     def __reduce__(self):
-        return Path.touch, (Path("/tmp/raygrid-bomb-went-off"),)
+        return Path.touch, (self.path,)
 
 
 @pytest.mark.parametrize("form", ["npy", "bare", "manifest"])
-def test_nothing_is_unpickled(published: tuple[Store, str, Path], form: str) -> None:
+def test_nothing_is_unpickled(published: tuple[Store, str, Path], form: str, tmp_path: Path) -> None:
     store, sha256, folder = published
     out = io.BytesIO()
+    bomb = Bomb(tmp_path / "went-off")
     if form == "npy":
-        np.save(out, np.array([Bomb()], dtype=object), allow_pickle=True)
+        np.save(out, np.array([bomb], dtype=object), allow_pickle=True)
     else:
-        pickle.dump(Bomb(), out)
+        pickle.dump(bomb, out)
     manifest = json.loads((folder / MANIFEST).read_text())
     shard = manifest["shards"][0]
     (folder / shard["images"]).write_bytes(out.getvalue())
@@ -113,7 +117,7 @@ def test_nothing_is_unpickled(published: tuple[Store, str, Path], form: str) -> 
     (folder / MANIFEST).write_bytes(out.getvalue() if form == "manifest" else json.dumps(manifest).encode())
     with pytest.raises(DataError):
         open_arrays(store, sha256)
-    assert not Path("/tmp/raygrid-bomb-went-off").exists()
+    assert not bomb.path.exists()
 
 
 @pytest.mark.parametrize("spoil", ["truncate", "remove", "unmark", "other marker", "manifest"])

@@ -82,6 +82,7 @@ def smaller_bomb() -> bytes:
 BIG = saved(Image.effect_noise((200, 200), 80).convert("RGB"), "JPEG")
 UNREADABLE = {
     "empty": (b"", "empty file"),
+    "not numbers": (b"P6 abc def 255\n", "damaged"),
     "text": (b"this is no image, whatever its name says", "not an image"),
     "zeros": (bytes(1000), "not an image"),
     "html": (b"<html><body>404</body></html>", "not an image"),
@@ -109,7 +110,9 @@ def test_no_bytes_raise_anything_else(icons: Arrays) -> None:
     """A thousand damaged files: pixels or Unreadable, never another error."""
     random = np.random.default_rng(0)
     sources = [
-        encoded(p, f) for p in icons.train.gather(np.arange(5)) for f in ("JPEG", "PNG", "GIF", "TIFF", "WEBP", "BMP")
+        encoded(p, f)
+        for p in icons.train.gather(np.arange(5))
+        for f in ("JPEG", "PNG", "GIF", "TIFF", "WEBP", "BMP", "PPM")
     ]
     for _ in range(1000):
         data = bytearray(sources[random.integers(len(sources))])
@@ -137,7 +140,7 @@ def test_aspect(icons: Arrays) -> None:
 
 def test_large_jpegs_are_seen_whole(tmp_path: Path) -> None:
     """Decoding at reduced scale gives nearly what decoding whole gives."""
-    photograph = np.asarray(Image.effect_noise((1200, 900), 60).resize((300, 225)).resize((1200, 900)).convert("RGB"))
+    photograph = np.asarray(Image.effect_noise((400, 300), 60).resize((100, 75)).resize((400, 300)).convert("RGB"))
     data = encoded(photograph, quality=95)
     with Image.open(io.BytesIO(data)) as image:
         whole = np.asarray(image.resize((64, 64), Image.Resampling.BILINEAR)).astype(int)

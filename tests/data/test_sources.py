@@ -139,7 +139,7 @@ def test_wrong_folders(own_folder: Path, kind: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-# --- Parquet -----------------------------------------------------------------------------------------------------------
+# --- Parquet ----------------------------------------------------------------------------------------------------------
 
 
 def parquet(folder: Path, labels: dict[str, list], names: list[str] | None = None, struct: bool = True) -> Path:
