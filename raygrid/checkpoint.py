@@ -5,6 +5,7 @@ safetensors writes several metadata keys in random order, so a file has one at m
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -44,8 +45,11 @@ def decode(data: bytes, where: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, facts
 
 
-def fetch(store: Store, path: str, sha256: str, cache: Path | None = None) -> dict[str, Tensor]:
-    """A base's tensors, through the node's cache of verified files; verified again at every reading."""
+def fetch(
+    store: Store, path: str, sha256: str, cache: Path | None = None, owner: str | None = None
+) -> dict[str, Tensor]:
+    """A base's tensors, through the node's cache of verified files; verified again at every reading. Raises
+    IntegrityError where they are not those of `owner`, a cell's hash."""
     local = cache_folder(cache) / "checkpoints" / f"{sha256}.safetensors"
     data = local.read_bytes() if local.exists() else b""
     if sha256_of(data) != sha256:
@@ -54,7 +58,10 @@ def fetch(store: Store, path: str, sha256: str, cache: Path | None = None) -> di
         except FileNotFoundError:
             raise IntegrityError(f"store: {store.uri(path)} is missing; delete its record to train it again") from None
         data = local.read_bytes()
-    return decode(data, store.uri(path))[0]
+    tensors, facts = decode(data, store.uri(path))
+    if owner not in (None, facts.get("cell")):
+        raise IntegrityError(f"store: {store.uri(path)} is the checkpoint of another cell, {facts.get('cell')}")
+    return tensors
 
 
 # --- progress --------------------------------------------------------------------------------------------------------
@@ -73,7 +80,17 @@ def pack(member: Member) -> bytes:
         "seconds": member.seconds,
         "history": [e.model_dump(mode="json") for e in member.history],
     }
+    facts["sha256"] = _seal(tensors, facts)
     return encode(tensors, facts)[0]
+
+
+def _seal(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> str:
+    """Digest of all of a progress: it has no record that could hold one, and a flipped bit would change the results."""
+    seen = hashlib.sha256(canonical({name: value for name, value in facts.items() if name != "sha256"}).encode())
+    for name in sorted(tensors):
+        seen.update(name.encode())
+        seen.update(tensors[name].detach().cpu().contiguous().numpy())
+    return seen.hexdigest()
 
 
 def restore(data: bytes, member: Member) -> None:
@@ -85,6 +102,8 @@ def restore(data: bytes, member: Member) -> None:
         moving = _moving(member)
         saved = {name: tensors[f"model.{name}"] for name in moving}
         losses = tensors["losses"]
+        if facts.pop("sha256") != _seal(tensors, facts):
+            raise IntegrityError("progress was changed after it was written")
     except (KeyError, ValueError, TypeError) as error:
         raise IntegrityError(f"progress lacks {error}") from None
     fits = all(saved[name].shape == t.shape and saved[name].dtype == t.dtype for name, t in moving.items())

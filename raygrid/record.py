@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
-from raygrid.cell import Cell, canonical
+from raygrid.cell import Cell, canonical, digest
 from raygrid.errors import AlreadyExists, IntegrityError
 from raygrid.store import Store
 from raygrid.study import Frozen
 
 FORMAT = 1
+SEAL = "sha256"
+"""key of a record's own digest, over all the rest: a changed digit is found"""
 
 Status = Literal["ok", "diverged", "blocked"]
 
@@ -59,7 +61,7 @@ class Result(Frozen):
     """whether frozen tensors equal the bytes they were copied from; null where nothing is frozen"""
     checkpoint: str | None
     """path in the store; null where there is none (not finite, or blocked)"""
-    checkpoint_sha256: str | None
+    checkpoint_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None
     history: tuple[Evaluation, ...] = ()
     reason: str | None = None
     """why a cell is diverged or blocked"""
@@ -119,7 +121,8 @@ def checkpoint_path(cell: Cell, sha256: str) -> str:
 
 def write_record(store: Store, record: Record) -> bool:
     """Write a record; False if there was one already (it stands, whoever wrote it)."""
-    text = canonical(record.model_dump(mode="json"))
+    whole = record.model_dump(mode="json")
+    text = canonical({**whole, SEAL: digest(whole)})
     try:
         store.create(record_path(record.cell), text.encode())
     except AlreadyExists:
@@ -127,21 +130,36 @@ def write_record(store: Store, record: Record) -> bool:
     return True
 
 
-def read_record(data: bytes, where: str) -> Record:
-    """A record from its bytes. Raises IntegrityError, naming the object, where they are not one."""
+def read_record(data: bytes, where: str, cell: Cell | None = None) -> Record:
+    """A record from its bytes. Raises IntegrityError, naming the object, where they are not one, are not what was
+    written, or tell of another cell."""
     try:
-        return Record.model_validate_json(data)
-    except (ValidationError, ValueError) as error:
-        first = str(error).splitlines()[0]
+        whole = json.loads(data)
+        seal = whole.pop(SEAL)
+        record = Record.model_validate_json(canonical(whole))
+        if digest(whole) != seal:
+            raise ValueError("it was changed after it was written")
+        if cell is not None and record.cell.hash != cell.hash:
+            raise ValueError(f"it is the record of another cell, {record.cell.address}")
+    except (ValidationError, ValueError, KeyError, AttributeError, TypeError) as error:
+        first = f"it lacks {error}" if isinstance(error, KeyError) else str(error).splitlines()[0]
         raise IntegrityError(
             f"store: {where} is not a record that this version reads ({first}); move it away"
         ) from None
+    return record
 
 
 def find_record(store: Store, cell: Cell) -> Record | None:
-    """A cell's record, or None while it has none."""
-    data = store.find(record_path(cell))
-    return None if data is None else read_record(data, store.uri(record_path(cell)))
+    """A cell's record, or None while it has none. What does not read well is read once more: it may have been damaged
+    on its way."""
+    for attempt in (1, 2):
+        data = store.find(record_path(cell))
+        try:
+            return None if data is None else read_record(data, store.uri(record_path(cell)), cell)
+        except IntegrityError:
+            if attempt == 2:
+                raise
+    raise AssertionError("unreachable")
 
 
 def find_records(store: Store, cells: Iterable[Cell]) -> dict[str, Record]:
@@ -149,7 +167,25 @@ def find_records(store: Store, cells: Iterable[Cell]) -> dict[str, Record]:
     wanted: Mapping[str, Cell] = {record_path(cell): cell for cell in cells}
     roots = {cell.target.dataset for cell in wanted.values()}
     present = [path for root in sorted(roots) for path in store.list(f"cells/{root}") if path in wanted]
-    return {wanted[path].address: read_record(data, store.uri(path)) for path, data in store.find_many(present).items()}
+    found = {}
+    for path, data in store.find_many(present).items():
+        try:
+            record: Record | None = read_record(data, store.uri(path), wanted[path])
+        except IntegrityError:
+            record = find_record(store, wanted[path])
+        if record is not None:
+            found[wanted[path].address] = record
+    return found
+
+
+def tidy(store: Store, cells: Iterable[Cell]) -> None:
+    """Remove what killed processes left of finished cells: progress and leases, of no use once there is a record."""
+    wanted = list(cells)
+    left = {path for cell in wanted for path in (progress_path(cell), lease_path(cell))}
+    for root in sorted({cell.target.dataset for cell in wanted}):
+        for path in store.list(f"cells/{root}"):
+            if path in left:
+                store.delete(path)
 
 
 def deterministic(record: Record) -> dict[str, Any]:

@@ -7,9 +7,11 @@ rests on create-if-absent. Nothing read here is ever unpickled.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import random
 import re
 import socket
 import tempfile
@@ -42,7 +44,16 @@ RETRIES = {
     },
 }
 """transient failures (5xx, slow-down, resets, time-outs): exponential backoff with jitter, 90 s in all"""
+SILENCE_S = 30.0
+"""a request that sends and receives nothing for so long is given up and made again"""
+AGAIN = 4
+"""tries of a whole call where obstore gives up at once: an answer that broke off, or a request that it takes for not
+repeatable; none is begun later than AGAIN_S after the first"""
+AGAIN_S = 60.0
+STALE_S = 3600.0
+"""what a killed process left half written goes when it is older, by the store's own clock"""
 _TEMPORARY = re.compile(r"#\d+$")
+_TRANSIENT = re.compile(r"HTTP error|response body|Got invalid|timed out|status code: 5\d\d")
 
 
 def sha256_of(data: bytes | memoryview) -> str:
@@ -72,7 +83,11 @@ class Store:
             else:
                 endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
                 config = {"endpoint": endpoint} if endpoint and self.url.startswith("s3://") else None
-                options: Any = {"timeout": timedelta(minutes=5), "connect_timeout": timedelta(seconds=10)}
+                options: Any = {
+                    "timeout": timedelta(minutes=30),
+                    "connect_timeout": timedelta(seconds=10),
+                    "read_timeout": timedelta(seconds=SILENCE_S),
+                }
                 if endpoint.startswith("http://"):
                     options["allow_http"] = True
                 kwargs: dict[str, Any] = (
@@ -99,11 +114,18 @@ class Store:
         self._call(path, lambda: obstore.put(self._objects, safe_path(path), data))
 
     def create(self, path: str, data: bytes) -> None:
-        """Write an object if there is none of that path; raises AlreadyExists if there is."""
-        self._call(
-            path,
-            lambda: obstore.put(self._objects, safe_path(path), data, mode="create", use_multipart=False),
-        )
+        """Write an object if there is none of that path; raises AlreadyExists if there is.
+
+        An earlier try of this very call may have written it, its answer lost: then it has these bytes, and all is well.
+        """
+        try:
+            self._call(
+                path,
+                lambda: obstore.put(self._objects, safe_path(path), data, mode="create", use_multipart=False),
+            )
+        except AlreadyExists:
+            if self.is_folder or self.find(path) != data:
+                raise
 
     def put_file(self, path: str, local: Path) -> None:
         """Write a file's bytes, in parts where it is large."""
@@ -120,8 +142,8 @@ class Store:
                 return data
             time.sleep(0.2 * attempt)
         raise IntegrityError(
-            f"store: {self.uri(path)} is damaged: its sha256 is {sha256_of(data)[:16]}..., expected {(sha256 or '')[:16]}...; "
-            "delete it, and what depends on it is made again"
+            f"store: {self.uri(path)} is damaged: its sha256 is {sha256_of(data)[:16]}..., expected "
+            f"{(sha256 or '')[:16]}...; delete it, and what depends on it is made again"
         )
 
     def find(self, path: str) -> bytes | None:
@@ -153,6 +175,10 @@ class Store:
                 if seen.hexdigest() == sha256:
                     Path(name).replace(local)
                     return
+            except FileNotFoundError:
+                raise
+            except OSError as error:
+                raise StoreError(f"{local.parent}: cannot be written ({error.strerror or error})") from None
             except failures.BaseError as error:
                 if attempt == 2:
                     raise StoreError(f"store: {self.uri(path)} cannot be read ({_plain(error)})") from None
@@ -178,14 +204,17 @@ class Store:
 
     def list(self, prefix: str = "") -> Iterator[str]:
         """Paths under a prefix; a few requests however many cells there are."""
-        stream = self._call(prefix, lambda: obstore.list(self._objects, prefix=prefix or None))
-        while True:
-            chunk = self._call(prefix, lambda: next(stream, None))
-            if chunk is None:
-                return
-            for meta in chunk:
-                if not _TEMPORARY.search(meta["path"]):
-                    yield meta["path"]
+        for meta in self._listed(prefix):
+            if not _TEMPORARY.search(meta["path"]):
+                yield meta["path"]
+
+    def _listed(self, prefix: str) -> Iterable[Any]:
+        """What lies under a prefix; a listing that broke off is begun again."""
+
+        def all_of_it() -> Any:
+            return [meta for chunk in obstore.list(self._objects, prefix=prefix or None) for meta in chunk]
+
+        return self._call(prefix, all_of_it)
 
     def check(self) -> None:
         """Write, read and remove a small object, so that a store that cannot serve is found before anything is paid
@@ -194,9 +223,37 @@ class Store:
         self.put(path, b"raygrid")
         if self.get(path) != b"raygrid":
             raise StoreError(f"store {self.url}: what was written could not be read back")
+        self._sweep(path)
         self.delete(path)
 
+    def _sweep(self, mine: str) -> None:
+        """Remove what killed processes left half written, here and among the checks. `mine` was written just now: its
+        time is the store's clock. A file that is being written is younger."""
+        metas = list(self._listed("check"))
+        now = next((meta["last_modified"] for meta in metas if meta["path"] == mine), None)
+        for meta in metas:
+            if now is not None and (now - meta["last_modified"]).total_seconds() > STALE_S:
+                self.delete(meta["path"])
+        if self.is_folder:
+            clock = (self.folder / mine).stat().st_mtime
+            for left in self.folder.rglob("*#*"):
+                with contextlib.suppress(OSError):
+                    if _TEMPORARY.search(left.name) and clock - left.stat().st_mtime > STALE_S:
+                        left.unlink()
+
     def _call(self, path: str, action: Any) -> Any:
+        """Do it, or say in one line why not. What obstore does not try again by itself is tried again here."""
+        begun = time.monotonic()
+        for attempt in range(1, AGAIN + 1):
+            try:
+                return self._try(path, action)
+            except _Again as error:
+                if attempt == AGAIN or time.monotonic() - begun > AGAIN_S:
+                    raise StoreError(str(error)) from None
+            time.sleep(random.uniform(0.5, 1.0) * 0.2 * 3**attempt)
+        raise AssertionError("unreachable")
+
+    def _try(self, path: str, action: Any) -> Any:
         try:
             return action()
         except failures.AlreadyExistsError:
@@ -204,9 +261,14 @@ class Store:
         except (failures.NotFoundError, FileNotFoundError):
             raise FileNotFoundError(self.uri(path)) from None
         except failures.BaseError as error:
-            raise StoreError(f"store: {self.uri(path)}: {_plain(error)}") from None
+            again = not self.is_folder and _TRANSIENT.search(str(error).split("\n\nDebug source")[0])
+            raise (_Again if again else StoreError)(f"store: {self.uri(path)}: {_plain(error)}") from None
         except OSError as error:
             raise StoreError(f"store: {self.uri(path)}: {error.strerror or error}") from None
+
+
+class _Again(StoreError):
+    """A failure that may be gone the next time."""
 
 
 def _normal(url: str) -> str:
@@ -220,12 +282,19 @@ def _normal(url: str) -> str:
         raise UserError(
             "store: the URL holds credentials; give them in the environment instead (AWS_ACCESS_KEY_ID, ...)"
         )
+    if scheme != "file" and (urlsplit(url).query or urlsplit(url).fragment):
+        raise UserError(
+            "store: the URL has a query (is it signed?); give bucket and prefix alone, credentials in the environment"
+        )
     return url if scheme != "file" else f"file://{Path(url.removeprefix('file://')).resolve()}"
 
 
 def _plain(error: Exception) -> str:
     """First line of an obstore message, without the debug dump and without query strings (they can be signed)."""
     text = str(error).split("\n\nDebug source")[0].strip()
+    said = re.search(r"<Code>(\w+)</Code>\s*<Message>([^<]*)", text)
+    if said:
+        return f"the server says {said[1]} ({' '.join(said[2].split())[:200]})"
     return re.sub(r"\?[^\s\"')]*", "", " ".join(text.split()))[:300]
 
 
@@ -253,7 +322,7 @@ class Leases:
 
     def __init__(self, store: Store):
         self.store = store
-        self._me = {"host": host_identity(), "pid": os.getpid(), "started": psutil.Process().create_time()}
+        self._me = {"host": host_identity(), "pid": os.getpid(), "started": _started(os.getpid())}
         self._nonce = os.urandom(6).hex()
         self._held: set[str] = set()
         self._seen: dict[str, tuple[bytes, float]] = {}
@@ -330,7 +399,16 @@ class Leases:
 
 def _alive(pid: int, started: float) -> bool:
     try:
-        process = psutil.Process(pid)
-        return abs(process.create_time() - started) < 2 and process.status() != psutil.STATUS_ZOMBIE
+        return abs(_started(pid) - started) < 2 and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.Error:
         return False
+
+
+def _started(pid: int) -> float:
+    """When a process of this host started, in seconds since it booted where the system says so: the wall clock may be
+    set meanwhile. Raises psutil.Error where there is no such process."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError):
+        return psutil.Process(pid).create_time()

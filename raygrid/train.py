@@ -205,7 +205,7 @@ class _Loop:
         if record is None or record.result.checkpoint is None or record.result.checkpoint_sha256 is None:
             raise CellFailed(f"{cell.address}: its base {cell.base.address} has no checkpoint")
         where, sha256 = record.result.checkpoint, record.result.checkpoint_sha256
-        return checkpoint.fetch(self.bench.store, where, sha256, self.bench.cache)
+        return checkpoint.fetch(self.bench.store, where, sha256, self.bench.cache, cell.base.hash)
 
     def _trunk(self, cell: Cell, network: StagedNetwork) -> Trunk:
         """Let a frozen cell stand on the trunk of its origin."""

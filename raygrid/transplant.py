@@ -103,7 +103,8 @@ def check(base: Cell, tensors: Mapping[str, Tensor]) -> None:
     for name, tensor in tensors.items():
         if tensor.shape != expected[name].shape:
             raise IntegrityError(
-                f"checkpoint of {base.address}: {name} has shape {list(tensor.shape)}, expected {list(expected[name].shape)}"
+                f"checkpoint of {base.address}: {name} has shape {list(tensor.shape)}, "
+                f"expected {list(expected[name].shape)}"
             )
         if tensor.dtype != expected[name].dtype:
             raise IntegrityError(
