@@ -99,9 +99,9 @@ class Grid:
         self._block()
 
     def _block(self) -> None:
-        from raygrid.train import block
-
         while self.agenda.blocked:
+            from raygrid.train import block  # brings torch, which the driver needs for nothing else
+
             cell = self.agenda.blocked.pop()
             assert cell.base is not None
             why = f"its base {cell.base.title} has no usable weights"
