@@ -29,11 +29,10 @@ class Ec2:
         self.thread = threading.Thread(target=self._embody, daemon=True)
 
     def start(self) -> None:
-        import shutil
         import sys
         from pathlib import Path
 
-        server = shutil.which("moto_server") or str(Path(sys.prefix) / "bin" / "moto_server")
+        server = str(Path(sys.prefix) / "bin" / "moto_server")
         self.lab.service("moto", server, "-H", self.lab.gateway, "-p", "5555", MOTO_IAM_LOAD_MANAGED_POLICIES="true")
         self.thread.start()
 

@@ -57,7 +57,7 @@ def main() -> None:
         object_store_memory=100 * 2**20,
         log_to_driver=False,
     )
-    cluster = grids.connect()
+    cluster = grids.Cluster(1, 2, gpus, 2, gpus, local=True)
     devices = cluster.devices(study.execution, 1)
     asked: set[str] = set()
     over = threading.Event()

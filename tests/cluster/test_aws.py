@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -83,15 +84,13 @@ def test_from_an_empty_account_to_results_and_down_again(lab: Lab, ec2: Ec2, tmp
 
 
 def make_stack(ec2: Ec2) -> None:
-    """The stack of clusters/aws-iam, from an image that the simulated account knows."""
-    ec2.client("ssm").put_parameter(Name="/raygrid/image", Value="ami-0abcdef1234567890", Type="String", Overwrite=True)
+    """The stack of clusters/aws-iam, with an image that the simulated account knows."""
+    image = {"Name": "/raygrid/image", "Value": "ami-0abcdef1234567890", "Type": "String"}
+    ec2.client("ssm").put_parameter(**image)
     client = ec2.client("cloudformation")
-    client.create_stack(
-        StackName="raygrid",
-        TemplateBody=(ROOT / "clusters" / "aws-iam" / "raygrid.yaml").read_text(),
-        Capabilities=["CAPABILITY_NAMED_IAM"],
-        Parameters=[{"ParameterKey": "Image", "ParameterValue": "/raygrid/image"}],
-    )
+    text = (ROOT / "clusters" / "aws-iam" / "raygrid.yaml").read_text()
+    text = re.sub(r"/aws/service/deeplearning/\S+", "/raygrid/image", text)
+    client.create_stack(StackName="raygrid", TemplateBody=text, Capabilities=["CAPABILITY_NAMED_IAM"])
     stack = client.describe_stacks(StackName="raygrid")["Stacks"][0]
     assert stack["StackStatus"] == "CREATE_COMPLETE", stack
 
