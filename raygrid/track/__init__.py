@@ -11,10 +11,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from raygrid.track.server import TrackError
+    from raygrid.track.server import TrackError, plain_uri
     from raygrid.track.tracker import Missed, Tracker, sync, write_views
 
-__all__ = ["Missed", "TrackError", "Tracker", "sync", "write_views"]
+__all__ = ["Missed", "TrackError", "Tracker", "plain_uri", "sync", "write_views"]
 
 
 def __getattr__(name: str) -> Any:

@@ -197,9 +197,10 @@ class Tracker:
         tries, closing = 0, None
         while not self._over():
             try:
-                if not self._step():
-                    return
+                more = self._step()
                 tries, self._trouble = 0, None
+                if not more:
+                    return
                 continue
             except Away as error:
                 self._trouble, wait = str(error), BACKOFF_S[min(tries, len(BACKOFF_S) - 1)]

@@ -204,7 +204,7 @@ def test_what_did_not_fit_in_memory_comes_from_the_store(
 def test_a_slow_server(server: MlflowServer, store: Store, front: Callable[..., Front]) -> None:
     """5 s a call, once the experiment is known: training hands over everything at once, and what the server did not
     take in time is brought by a sync."""
-    plan = make_plan("slow", layers="[1]")
+    plan = make_plan("slow", layers="[1]", extra="targets: [B]\n")
     slow = threading.Event()
     proxy = front(server.uri, lambda path, count: 5.0 if slow.is_set() else 0.0)
     tracker = Tracker(plan, store, proxy.uri)
@@ -226,7 +226,7 @@ def test_a_slow_server(server: MlflowServer, store: Store, front: Callable[..., 
 
 def test_lost_answers_make_no_second_run(server: MlflowServer, store: Store, front: Callable[..., Front]) -> None:
     """The server made the run and logged the batch, but its answer never came: every third call answers 502."""
-    plan = make_plan("lost", layers="[1]")
+    plan = make_plan("lost", layers="[1]", extra="targets: [B]\n")
     proxy = front(server.uri, lambda path, count: 0.0)
     tracker = Tracker(plan, store, proxy.uri)
     handler = proxy.http.RequestHandlerClass
@@ -249,7 +249,7 @@ def test_a_choked_connection_pool_is_waited_out(
         '{"error_code": "BAD_REQUEST", "message": "(sqlalchemy.exc.TimeoutError) QueuePool limit of size 5 overflow 10 '
         'reached, connection timed out, timeout 30.00"}'
     )
-    plan = make_plan("choked", layers="[1]")
+    plan = make_plan("choked", layers="[1]", extra="targets: [B]\n")
     proxy = front(server.uri, lambda path, count: (400, text) if count <= 3 or 12 < count <= 15 else 0.0)
     tracker = Tracker(plan, store, proxy.uri)
     tracker.start()
@@ -348,7 +348,7 @@ def test_a_server_with_postgresql(store: Store, tmp_path: Path, database: str) -
         ready = [str(programs[-1] / "pg_isready"), "-h", "127.0.0.1", "-p", str(port)]
         wait(lambda: subprocess.run(ready, stdout=log, stderr=log).returncode == 0)
         server.start()
-        plan = make_plan("postgres", layers="[1]")
+        plan = make_plan("postgres", layers="[1]", extra="targets: [B]\n")
         tracker = Tracker(plan, store, server.uri)
         tracker.start()
         for cell in plan.cells:
