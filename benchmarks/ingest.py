@@ -31,7 +31,9 @@ from raygrid.data.arrays import Images, open_folder
 from raygrid.data.cache import cache_folder, cached, data_folder
 from raygrid.data.decode import pixels
 from raygrid.data.known import KNOWN, prepare
+from raygrid.data.making import shard_images
 from raygrid.data.manifest import read_manifest
+from raygrid.ingest import SHARD_MB
 from raygrid.store import Store
 from raygrid.study import Dataset
 
@@ -147,7 +149,7 @@ def measure(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     alone, *together = decode_rates(good, options.size, options.workers)
     dest = options.dest or str(scratch / "out")
     count = len(files) + len(list(root.glob("val/*/*.jpg")))
-    shards = -(-count // max(1, min(8192, int(128 * 2**20 / (3 * options.size**2)))))
+    shards = -(-count // shard_images(options.size, SHARD_MB))
     lost, killed = run(root, dest, options.size, options.workers, shards // 2) if options.kill else (0.0, False)
     cpu = cpu_seconds()
     spent, _ = run(root, dest, options.size, options.workers)

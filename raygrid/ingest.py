@@ -75,9 +75,8 @@ def ingest(
     name = name or _name(root, listing)
     _check_name(name)
     named = {"name": name, "groups": _groups(groups, listing.classes), "licence": licence}
-    options = making.Options(
-        size=size, keep_aspect=keep_aspect, shard_images=max(1, min(8192, int(shard_mb * 2**20 / (3 * size * size))))
-    )
+    shard_images = making.shard_images(size, shard_mb)
+    options = making.Options(size=size, keep_aspect=keep_aspect, shard_images=shard_images)
     store = Store(str(dest))
     job = making.job_key(listing, options)
     _begin(store, job, str(dest))

@@ -28,6 +28,8 @@ from raygrid.store import Store
 from raygrid.study import Frozen
 
 NOTES = ".ingest"
+MOST_IMAGES = 2048
+"""most images a shard: enough shards for many workers, and little is lost by a kill"""
 
 
 class Options(Frozen):
@@ -78,6 +80,11 @@ class Done(Frozen):
     """hexadecimal image digests, joined"""
     unreadable: tuple[tuple[int, str], ...]
     """(position in the unit, reason)"""
+
+
+def shard_images(size: int, megabytes: float) -> int:
+    """How many images of `size` pixels go into a shard."""
+    return max(1, min(MOST_IMAGES, int(megabytes * 2**20 / (3 * size * size))))
 
 
 def units(listing: Listing, options: Options, dest: str) -> list[Unit]:
