@@ -26,10 +26,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from raygrid.cell import Cell
-from raygrid.cost import DEVICES
+from raygrid.cost import DEVICES, Meter, seconds
 from raygrid.errors import EnvironmentError_, RaygridError, StoreError
 from raygrid.plan import Agenda, Cohort, Plan, addresses
-from raygrid.record import Record
+from raygrid.record import Record, find_record
 from raygrid.store import Store
 from raygrid.study import FROZEN, Execution
 
@@ -65,10 +65,15 @@ class Grid:
     watcher: Watcher
     trouble: RaygridError | None = None
     """what ended the grid early"""
-    outcomes: dict[str, str] = field(default_factory=dict)
-    """status of every cell that has come to an end, by address"""
+    outcomes: dict[str, str] = field(init=False)
+    """status of every cell that has come to an end, in this launch or before, by address"""
+    told: set[str] = field(default_factory=set)
+    """cells whose record the watcher has seen"""
     stop: bool = False
     """somebody asked to stop"""
+
+    def __post_init__(self) -> None:
+        self.outcomes = dict(self.agenda.done)
 
     @property
     def over(self) -> bool:
@@ -86,7 +91,12 @@ class Grid:
             address, step, metrics = rest
             self.watcher.logged(self.plan.by_address[address], step, metrics)
         else:
-            self.watcher.recorded(Record.model_validate_json(rest[0]))
+            self._tell(Record.model_validate_json(rest[0]))
+
+    def _tell(self, record: Record) -> None:
+        if record.cell.address not in self.told:
+            self.told.add(record.cell.address)
+            self.watcher.recorded(record)
 
     def finish(self, cohort: Cohort, outcomes: dict[str, str]) -> None:
         """A cohort has ended; a cell without an outcome could not be trained."""
@@ -94,6 +104,10 @@ class Grid:
             outcome = outcomes[cell.address]
             if outcome.startswith("failed"):
                 self.watcher.failed(cell, outcome.removeprefix("failed: "))
+            elif cell.address not in self.told:  # recorded by another launch, or by an attempt whose word was lost
+                record = find_record(self.store, cell)
+                if record is not None:
+                    self._tell(record)
         self.outcomes |= outcomes
         self.agenda.finish(cohort, outcomes)
         self._block()
@@ -109,7 +123,7 @@ class Grid:
             if record is None:
                 self.watcher.failed(cell, why)
             else:
-                self.watcher.recorded(record)
+                self._tell(record)
 
 
 # --- in this process -------------------------------------------------------------------------------------------------
@@ -351,7 +365,7 @@ def run_on_ray(grid: Grid, execution: Execution, cluster: Cluster) -> None:
     workers = cluster.devices(execution, threads)
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(workers + 1)
     scratch = tempfile.mkdtemp(prefix="raygrid-tune-")
-    search, callback = _tune_parts(grid)
+    search, callback = _tune_parts(grid, cluster.kind(execution) or "cpu")
     trainable = with_parameters(_trial, plan=grid.plan, url=grid.store.url, literal=execution.cohort == 1)
     try:
         tuner = Tuner(
@@ -408,21 +422,34 @@ def _cells(config: dict[str, Any], plan: Plan, literal: bool) -> list[Cell]:
     return found
 
 
-def _tune_parts(grid: Grid) -> tuple[Any, Any]:
+HUNG_S = 600.0
+HUNG_TIMES = 20.0
+"""a trial that reports nothing for so long, and for so many times the time predicted for its cohort, hangs"""
+
+
+def _tune_parts(grid: Grid, kind: str) -> tuple[Any, Any]:
     """The search algorithm that hands out cohorts and the callback that hears of trials, made here since Tune is slow
-    to import. Both stay in the driver; what Tune pickles of them is empty."""
+    to import. Both stay in the driver; what Tune pickles of them is empty. `kind` of device is for predictions."""
+    import ray
     from ray.tune import Callback
     from ray.tune.search import Searcher
 
     cohorts: dict[str, Cohort] = {}
     outcomes: dict[str, dict[str, str]] = {}
-    lost: dict[str, str] = {}
+    fallen: dict[str, Cohort] = {}
+    live: dict[str, Any] = {}
+    heard: dict[str, float] = {}
+    patience: dict[str, float] = {}
+    meter = Meter(grid.plan.facts)
     literal = grid.plan.study.execution.cohort == 1
     twins: dict[str, int] = {}
     if literal:
         for cell in grid.plan.cells:
             key = repr(trial_config(cell))
             twins[key] = twins.get(key, 0) + 1
+
+    def give_up(cohort: Cohort, why: str) -> None:
+        grid.finish(cohort, dict.fromkeys(addresses(cohort.cells), f"failed: its trial was lost ({why})"))
 
     class CohortSearch(Searcher):  # type: ignore[misc]
         """Hands out a cohort as soon as the bases that it needs have records, and none before."""
@@ -435,16 +462,22 @@ def _tune_parts(grid: Grid) -> tuple[Any, Any]:
             if cohort is None:
                 return Searcher.FINISHED if grid.over else None
             cohorts[trial_id] = cohort
+            patience[trial_id] = max(HUNG_S, HUNG_TIMES * seconds(cohort.cells, meter, kind))
             if not literal:
                 return {"cohort": [cell.address for cell in cohort.cells]}
             config = trial_config(cohort.cells[0])
             return config if twins[repr(config)] == 1 else {**config, "cell": cohort.cells[0].address}
 
         def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+            live.pop(trial_id, None)
             if trial_id in cohorts:
                 cohort = cohorts.pop(trial_id)
-                why = f"failed: its trial was lost ({lost.pop(trial_id, 'no reason was given')})"
-                grid.finish(cohort, outcomes.pop(trial_id, dict.fromkeys(addresses(cohort.cells), why)))
+                if trial_id in outcomes:
+                    grid.finish(cohort, outcomes.pop(trial_id))
+                elif error:
+                    fallen[trial_id] = cohort  # on_trial_error, which knows why, is next
+                else:
+                    give_up(cohort, "it ended without a word")
 
         def save(self, checkpoint_path: str) -> None: ...
 
@@ -454,18 +487,22 @@ def _tune_parts(grid: Grid) -> tuple[Any, Any]:
             return _nothing, ()
 
     class Ears(Callback):  # type: ignore[misc]
-        """Passes on what trials report."""
+        """Passes on what trials report, and notices those that report nothing."""
+
+        looked = float("inf")
 
         def __reduce__(self) -> Any:
             return _nothing, ()
 
         def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            live[trial.trial_id], heard[trial.trial_id] = trial, time.monotonic()
             if trial.trial_id in cohorts:
                 grid.watcher.started(cohorts[trial.trial_id], trial.trial_id)
 
         def on_trial_result(
             self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
         ) -> None:
+            heard[trial.trial_id] = time.monotonic()
             for event in result.get("events", ()):
                 grid.event(event)
             if "outcomes" in result:
@@ -474,10 +511,26 @@ def _tune_parts(grid: Grid) -> tuple[Any, Any]:
                 grid.trouble = StoreError(result["trouble"])
 
         def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            text = str(trial.get_error() or "").strip().splitlines()
-            lost[trial.trial_id] = text[-1] if text else "its worker died"
+            if trial.trial_id in fallen:
+                text = str(trial.get_error() or "").strip().splitlines()
+                give_up(fallen.pop(trial.trial_id), text[-1] if text else "its worker died")
+
+        def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+            """End the workers of trials that hang; Tune then tries them again, as those of a lost machine."""
+            now = time.monotonic()
+            asleep = now - self.looked if now - self.looked > 5 else 0.0  # this driver was stopped: nobody else hung
+            self.looked = now
+            for name, trial in list(live.items()):
+                heard[name] += asleep
+                if name in cohorts and now - heard[name] > patience[name]:
+                    heard[name] = now
+                    minutes = patience[name] / 60
+                    grid.watcher.note(f"{cohorts[name].title}: no word for {minutes:.0f} minutes; its worker is ended")
+                    if trial.temporary_state.ray_actor is not None:
+                        ray.kill(trial.temporary_state.ray_actor)
 
         def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            live.pop(trial.trial_id, None)
             if trial.trial_id in cohorts:
                 grid.watcher.note(f"{cohorts[trial.trial_id].title}: its worker was lost; trying again")
 
