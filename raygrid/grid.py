@@ -631,7 +631,8 @@ class Remote:
     def _ask(self, address: str) -> Any:
         from ray.job_submission import JobSubmissionClient
 
-        logging.getLogger("ray").setLevel(logging.WARNING)
+        for name in ("ray", JobSubmissionClient.__module__):
+            logging.getLogger(name).setLevel(logging.WARNING)
         names = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")  # Ray would prefer them to the address given
         hidden = {name: os.environ.pop(name) for name in names if name in os.environ}
         try:
