@@ -28,7 +28,7 @@ dataset: digits
 network: {name: small, width: 0.25}
 splits: [{kind: random, seed: 0}]
 treatments: [scratch]
-seeds: [0, 1, 2]
+seeds: [0, 1]
 images_per_class: 20
 recipe: {epochs: 2, batch_size: 16, lr: 0.03, evaluations: 1}
 execution: {cohort: 1}

@@ -31,4 +31,4 @@ def test_trials_reserve_what_was_asked(
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     assert found["asked"] == [reserved]
     assert found["devices"] == devices
-    assert found["cells"] == 6 and not any(outcome.startswith("failed") for outcome in found["outcomes"]), found
+    assert found["cells"] == 4 and not any(outcome.startswith("failed") for outcome in found["outcomes"]), found
