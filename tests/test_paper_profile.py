@@ -138,10 +138,10 @@ def lrn(x: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_a_stage_is_grouped_convolution_relu_pool_lrn_in_this_order(memory_format: torch.memory_format) -> None:
     stage = Stage("conv", 12, 5, padding=2, groups=2, pool=Pool(3, 2), lrn="after-pool", std=0.2, bias=1)
-    shape = shapes((stage,), 9, channels=6)[0]
+    shape = shapes((stage,), 10, channels=6)[0]  # the last window of the pool sticks out
     module = StageModule(2, shape)
     initialise(module, 1)
-    x = torch.randn(2, 6, 9, 9, generator=torch.Generator().manual_seed(1)) * 60  # large, so that LRN matters
+    x = torch.randn(2, 6, 10, 10, generator=torch.Generator().manual_seed(1)) * 60  # large, so that LRN matters
     with torch.no_grad():
         found = module.to(memory_format=memory_format)(x.to(memory_format=memory_format), None).double().numpy()
     weight, bias = (p.detach().double().numpy() for p in (module.layer.weight, module.layer.bias))
@@ -491,8 +491,8 @@ def test_halves_with_their_letters_exchanged_are_the_same_split() -> None:
     four = known.model_copy(
         update={"classes": known.classes[:4], "groups": (None,) * 4, "train": (9,) * 4, "test": (9,) * 4}
     )
-    with pytest.raises(StudyError, match="same two halves"):  # three divisions of four classes exist
-        splits = ", ".join(f"{{kind: random, seed: {s}}}" for s in range(4))
+    with pytest.raises(StudyError, match="random0 and random4 give the same two halves"):  # 23 | 01 and 01 | 23
+        splits = "{kind: random, seed: 0}, {kind: random, seed: 4}"
         plan(Study.parse(FEW, [f"splits=[{splits}]"]), four)
 
 
@@ -535,7 +535,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 
 def test_the_small_profile_runs_from_end_to_end(trained: World) -> None:
-    assert len(trained.records) == len(trained.plan.cells) == 54
+    assert len(trained.records) == len(trained.plan.cells) == 53
     for record in trained.records.values():
         cell, result = record.cell, record.result
         assert result.status in ("ok", "diverged") and result.checkpoint is not None
