@@ -90,7 +90,8 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, st
     command = [str(weed), "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3"]
     command += [f"-s3.config={folder / 's3.json'}", f"-s3.port={ports['s3']}", f"-master.port={ports['master']}"]
     command += [f"-volume.port={ports['volume']}", f"-filer.port={ports['filer']}", "-master.volumeSizeLimitMB=64"]
-    command += ["-volume.max=10", "-s3.port.iceberg=0"] if _knows_iceberg(weed) else ["-volume.max=10"]
+    # its other servers have fixed ports, which two SeaweedFS on one machine would fight for
+    command += ["-volume.max=10", "-s3.port.iceberg=0", "-s3.port.lance=0"]
     with (folder / "log").open("w") as log:
         server = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
     environment = {
@@ -129,11 +130,6 @@ def _make_bucket(environment: dict[str, str], bucket: str, server: subprocess.Po
             assert server.poll() is None, log.read_text()[-2000:]
             time.sleep(0.3)
     raise AssertionError(log.read_text()[-2000:])
-
-
-def _knows_iceberg(weed: Path) -> bool:
-    text = subprocess.run([str(weed), "server", "-h"], capture_output=True, text=True)
-    return "s3.port.iceberg" in text.stdout + text.stderr
 
 
 def _free_port() -> int:
