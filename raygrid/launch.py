@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raygrid.errors import DataError, RaygridError
+from raygrid.errors import DataError, RaygridError, StoreError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -126,6 +126,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RaygridError as error:
         Console(stderr=True, soft_wrap=True).print(f"raygrid: {error}", style="red", highlight=False, markup=False)
         return error.exit_code
+    except OSError as error:  # a full disk, a folder that may not be written
+        where = f"{error.filename}: " if error.filename else ""
+        text = f"raygrid: {where}{error.strerror or error}; what was finished is in the store, the same command goes on"
+        Console(stderr=True, soft_wrap=True).print(text, style="red", highlight=False, markup=False)
+        return StoreError.exit_code
     except KeyboardInterrupt:
         console.print("\nInterrupted. Nothing that was finished is lost; the same command goes on from here.")
         return 130
@@ -136,7 +141,7 @@ def launch(asked: Job, console: Console) -> int:
     from raygrid.data.arrays import publish
     from raygrid.data.known import prepare
     from raygrid.plan import plan
-    from raygrid.record import find_records
+    from raygrid.record import find_records, tidy
     from raygrid.store import Store
 
     study = asked.study
@@ -159,6 +164,7 @@ def launch(asked: Job, console: Console) -> int:
     the_plan = plan(study, manifest.facts())
     publish(manifest, place, store)
     records = find_records(store, the_plan.cells)
+    tidy(store, [record.cell for record in records.values()])
     folder = asked.out / study.name
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -337,7 +343,9 @@ def _write(
         if path is not None:
             console.print(f"{what:<10}{path}", highlight=False, markup=False)
     uri = asked.mlflow_uri
-    look = f"mlflow ui --backend-store-uri {uri}" if uri.startswith("sqlite") else uri
+    from raygrid.track import plain_uri
+
+    look = f"mlflow ui --backend-store-uri {uri}" if uri.startswith("sqlite") else plain_uri(uri)
     console.print(f"{'MLflow':<10}{look}", highlight=False, markup=False)
 
 

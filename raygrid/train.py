@@ -247,14 +247,18 @@ class _Loop:
             begun = time.perf_counter()
             step = min(m.step for m in active)
             now = [m for m in active if m.step == step]
-            self._step(now, fetch(step), Noise(stream.names, step))
+            with self._guard_all(now, f"the batch of step {step + 1}"):
+                self._step(now, fetch(step), Noise(stream.names, step))
             now = [m for m in now if m.cell.address not in self.outcomes]
             if step % FINITE_EVERY == FINITE_EVERY - 1:
                 self._look(now)
             due = [m for m in now if m.step in m.tests or m.finished]
             if due:
                 self._look(due)
-                self._test([m for m in due if m.stopped is None], tests)
+                with self._guard_all(due, f"the test after step {step + 1}"):
+                    self._test([m for m in due if m.stopped is None], tests)
+                due = [m for m in due if m.cell.address not in self.outcomes]
+                now = [m for m in now if m.cell.address not in self.outcomes]
             images += len(now) * stream.batch_size
             spent = time.perf_counter() - begun
             for member in now:
@@ -405,6 +409,22 @@ class _Loop:
                 raise
             logger.exception("%s failed", cell.title)
             self._fail(cell, f"{type(error).__name__}: {_first_line(error)}")
+
+    @contextlib.contextmanager
+    def _guard_all(self, members: Iterable[Member], what: str) -> Iterator[None]:
+        """What members share and cannot do without (an image that cannot be read, say) fails all of them, and no
+        others."""
+        try:
+            yield
+        except (StoreError, Interrupted):
+            raise
+        except Exception as error:
+            if _is_out_of_memory(error):
+                raise
+            logger.exception("%s failed", what)
+            for member in members:
+                if member.cell.address not in self.outcomes:
+                    self._fail(member.cell, f"{what}: {type(error).__name__}: {_first_line(error)}")
 
 
 class _Rises:

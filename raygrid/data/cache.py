@@ -21,7 +21,7 @@ import numpy as np
 
 from raygrid.data.manifest import MANIFEST, Manifest, read_manifest
 from raygrid.data.shards import image_digests, open_npy, part_digest
-from raygrid.errors import DataError, EnvironmentError_
+from raygrid.errors import DataError, EnvironmentError_, StoreError
 
 VERIFIED = "verified"
 
@@ -54,15 +54,19 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file whole, or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".part-")
+    """Write a file whole, or not at all. Raises StoreError where the disk is full or read-only."""
+    name = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".part-")
         with os.fdopen(handle, "wb") as out:
             out.write(data)
         Path(name).replace(path)
+    except OSError as error:
+        raise StoreError(f"{path.parent}: cannot be written ({error.strerror or error})") from None
     finally:
-        Path(name).unlink(missing_ok=True)
+        if name is not None:
+            Path(name).unlink(missing_ok=True)
 
 
 def file_sha256(path: Path) -> str:
