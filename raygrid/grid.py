@@ -229,19 +229,26 @@ class Cluster:
         return self.gpu
 
 
+def _settle() -> str | None:
+    """Set Ray's environment for this process, before anything of Ray is imported (it reads the token then); returns
+    the address of the cluster to join, or None for a local one, whose token is made here."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    address = os.environ.get("RAY_ADDRESS") or _started_here()
+    if address is None and "RAY_AUTH_TOKEN" not in os.environ:
+        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    elif TOKEN.exists() or os.environ.get("RAY_AUTH_TOKEN"):
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    return address
+
+
 def connect() -> Cluster:
     """Join the cluster named by RAY_ADDRESS or running on this machine (`ray up`, `ray start`); else start a local one.
 
     A local Ray is private to this launch: it uses token authentication with a token of its own, which is handed to its
     processes in the environment and written nowhere.
     """
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    address = os.environ.get("RAY_ADDRESS") or _started_here()
-    if address is None:
-        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    elif TOKEN.exists() or os.environ.get("RAY_AUTH_TOKEN"):
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    address = _settle()
     import ray
 
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": True}
@@ -766,6 +773,9 @@ def live_clusters(files: Iterable[Path], seconds: float = 5.0) -> list[Path]:
     """
     from concurrent.futures import ThreadPoolExecutor, wait
 
+    if not any(Path(tempfile.gettempdir()).glob("ray-config-*")):
+        return []
+    _settle()
     known = [(file, config) for file in files if (config := _remembered(file))]
     if not known:
         return []
