@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from raygrid.record import Record
     from raygrid.store import Store
     from raygrid.study import Study
+    from raygrid.track import Tracker
 
 DEFAULT = "demo"
 WITHOUT_NETWORK = "icons"
@@ -168,36 +169,43 @@ def launch(asked: Job, console: Console) -> int:
     folder = asked.out / study.name
     folder.mkdir(parents=True, exist_ok=True)
 
-    missing = [cell for cell in the_plan.cells if cell.address not in records]
-    trouble: RaygridError | None = None
-    begun = time.monotonic()
-    if missing:
-        trouble = _train(the_plan, records, store, folder, asked, console)
-        records = find_records(store, the_plan.cells)
-    else:
+    if all(cell.address in records for cell in the_plan.cells):
         from raygrid.preview import announce
 
         announce(the_plan, records, store, folder, console, 1, None)
         console.print("Every network of this study is in the store: nothing to train.")
-    _write(the_plan, records, store, folder, asked, console, time.monotonic() - begun if missing else None)
+        _write(the_plan, records, store, folder, asked, console, None)
+    else:
+        from raygrid.track import Tracker
+
+        tracker = Tracker(the_plan, store, asked.mlflow_uri, folder / "report")
+        try:
+            begun = time.monotonic()
+            trouble = _train(the_plan, records, store, folder, tracker, console)
+            seconds = time.monotonic() - begun
+            records = find_records(store, the_plan.cells)
+            _write(the_plan, records, store, folder, asked, console, seconds)
+        finally:
+            missed = tracker.close(MLFLOW_GRACE_S if sys.exc_info()[0] is None else 5.0)
+            if missed:
+                console.print(f"{missed}", style="yellow", highlight=False, markup=False)
+        if trouble is not None:
+            raise trouble
     if records:
         from raygrid.remote import publish as publish_results
 
         publish_results(store, folder, study.name)
-    if trouble is not None:
-        raise trouble
     return _verdict(the_plan, records, console)
 
 
 def _train(
-    the_plan: Plan, records: dict[str, Record], store: Store, folder: Path, asked: Job, console: Console
+    the_plan: Plan, records: dict[str, Record], store: Store, folder: Path, tracker: Tracker, console: Console
 ) -> RaygridError | None:
     """Train what is missing; returns what ended the grid early, if anything did."""
     from raygrid import grid as grids
     from raygrid.display import Board, Display
     from raygrid.plan import Agenda
     from raygrid.preview import announce
-    from raygrid.track import Tracker
 
     execution = the_plan.study.execution
     threads = max(block.recipe.numerics.threads for block in the_plan.study.blocks)
@@ -213,7 +221,6 @@ def _train(
     elif grids.in_process_device(execution) == "cuda":
         kind = None
     predicted = announce(the_plan, records, store, folder, console, devices, kind)
-    tracker = Tracker(the_plan, store, asked.mlflow_uri, folder / "report")
     board = Board(the_plan)
     for record in records.values():
         board.add(record)
@@ -227,8 +234,8 @@ def _train(
     display = Display(board, console, devices, predicted)
     grid = grids.Grid(the_plan, agenda, store, _Both(display, tracker))
     tracker.start()
-    if asked.mlflow_uri.startswith("http") and tracker.ready(10) and tracker.link:
-        console.print(f"MLflow: {tracker.link}", highlight=False)
+    if tracker.uri.startswith("http") and tracker.ready(10) and tracker.link:
+        console.print(f"{'MLflow':<10}{tracker.link}", highlight=False, markup=False)
     with _stopping(grid, raises=cluster is not None):
         try:
             with display:
@@ -239,11 +246,6 @@ def _train(
         finally:
             if cluster is not None:
                 grids.disconnect()
-            if sys.exc_info()[0] is not None:
-                tracker.close(5.0)
-    missed = tracker.close(MLFLOW_GRACE_S)
-    if missed:
-        console.print(f"{missed}", style="yellow", highlight=False, markup=False)
     if grid.stop:
         raise KeyboardInterrupt
     for line in display.failures:

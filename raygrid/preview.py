@@ -72,7 +72,7 @@ def show(
         return None
     line(
         "sharing",
-        f"{rungs.independent.units:.0f} trainings' worth of work if every network had its own base; "
+        f"{rungs.independent.units:.0f} trainings' worth of work if each network had its own base; "
         f"{rungs.bases_shared.units:.0f} with bases shared, {rungs.trunk_shared.units:.0f} with frozen layers "
         f"shared; batches are made {summary.input_passes} times, not {missing}",
     )

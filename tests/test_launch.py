@@ -14,7 +14,7 @@ import pytest
 from conftest import TINY
 
 ON_RAY = TINY.replace("{backend: in-process}", "{backend: ray}").replace("layers: [1, 4, 7]", "layers: [1, 7]")
-TIMING = {"duration_s", "ended", "host", "device", "checkpoint_uri"}
+TIMING = {"duration_s", "ended", "host", "device", "checkpoint_uri", "commit"}
 """columns that may differ between two runs of one study"""
 
 
@@ -25,7 +25,15 @@ def launch(folder: Path, *arguments: str, study: str = ON_RAY, **kwargs) -> subp
 
 
 def command(folder: Path, *arguments: str) -> list[str]:
-    return [sys.executable, "-m", "raygrid.launch", str(folder / "study.yaml"), "--out", str(folder / "out"), *arguments]
+    return [
+        sys.executable,
+        "-m",
+        "raygrid.launch",
+        str(folder / "study.yaml"),
+        "--out",
+        str(folder / "out"),
+        *arguments,
+    ]
 
 
 def results(folder: Path) -> pd.DataFrame:
@@ -41,7 +49,9 @@ def checkpoints(folder: Path) -> dict[str, bytes]:
 def litter(folder: Path) -> list[str]:
     """Leases, progress and temporary objects that were left."""
     root = folder / "out" / "store"
-    return [str(p) for p in root.rglob("*") if p.is_file() and (p.name.startswith(("lease", "progress")) or "#" in p.name)]
+    return [
+        str(p) for p in root.rglob("*") if p.is_file() and (p.name.startswith(("lease", "progress")) or "#" in p.name)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +70,9 @@ def test_a_launch_ends_in_parquet_figures_tables_and_says_where(undisturbed: Pat
     report = undisturbed / "out" / "tiny" / "report"
     for name in ("figure2.png", "figure2.svg", "table1.md", "table1.tex", "table1.csv", "summary.md"):
         assert (report / name).exists(), name
-    assert "results.parquet" in output and "figure2.png" in output and "mlflow ui --backend-store-uri sqlite:///" in output
+    assert (
+        "results.parquet" in output and "figure2.png" in output and "mlflow ui --backend-store-uri sqlite:///" in output
+    )
     table = results(undisturbed)
     assert len(table) == 2 + 1 + 1 + 5 * 2 and not table.cell.duplicated().any()
     assert (undisturbed / "code.txt").read_text() == str(int((table.status != "ok").any()))
@@ -92,7 +104,9 @@ def test_each_cell_is_one_mlflow_run(undisturbed: Path) -> None:
 
     client = MlflowClient(f"sqlite:///{undisturbed / 'out' / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("raygrid/tiny")
-    runs = [r for r in client.search_runs([experiment.experiment_id], max_results=1000) if "raygrid.cell" in r.data.tags]
+    runs = [
+        r for r in client.search_runs([experiment.experiment_id], max_results=1000) if "raygrid.cell" in r.data.tags
+    ]
     table = results(undisturbed)
     assert sorted(run.data.tags["raygrid.cell"] for run in runs) == sorted(table.cell)
 
@@ -137,7 +151,15 @@ def test_dry_run_says_what_exists_and_why_a_cell_must_be_trained(undisturbed: Pa
     out = ["--out", str(undisturbed / "out")]
     assert main([str(undisturbed / "study.yaml"), *out, "--dry-run"]) == 0
     assert "0 to train" in capsys.readouterr().out
-    arguments = [str(undisturbed / "study.yaml"), *out, "--dry-run", "--set", "recipe.lr=0.01", "--explain", "A7B random0 s0"]
+    arguments = [
+        str(undisturbed / "study.yaml"),
+        *out,
+        "--dry-run",
+        "--set",
+        "recipe.lr=0.01",
+        "--explain",
+        "A7B random0 s0",
+    ]
     assert main(arguments) == 0
     assert main([*arguments[:-1], "A9B random0 s0"]) == 2
     assert "did you mean" in capsys.readouterr().err

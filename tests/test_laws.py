@@ -49,8 +49,16 @@ def find(world, name: str):
 
 @pytest.mark.parametrize(
     "override",
-    ["execution.cohort=1", "execution.backend=ray", "execution.device=cpu", "execution.workers=8", "execution.gpu=0.25",
-     "name=other", "question=why", "score=top1_mean10"],
+    [
+        "execution.cohort=1",
+        "execution.backend=ray",
+        "execution.device=cpu",
+        "execution.workers=8",
+        "execution.gpu=0.25",
+        "name=other",
+        "question=why",
+        "score=top1_mean10",
+    ],
 )
 def test_how_it_runs_cannot_reach_the_hash(override: str) -> None:
     mine, other = make_plan(), make_plan(overrides=[override])
@@ -59,13 +67,33 @@ def test_how_it_runs_cannot_reach_the_hash(override: str) -> None:
 
 @pytest.mark.parametrize(
     "override",
-    ["recipe.epochs=6", "recipe.batch_size=32", "recipe.lr=0.01", "recipe.momentum=0.8", "recipe.weight_decay=0.0",
-     "recipe.bias_lr=2.0", "recipe.bias_decay=0.0", "recipe.sgd=caffe", "recipe.gradient_clip=null",
-     "recipe.schedule.kind=constant", "recipe.augmentation.flip=true", "recipe.augmentation.padding=2",
-     "recipe.order=fixed", "recipe.outputs=dataset", "recipe.evaluations=4", "recipe.evaluation_images=null",
-     "recipe.numerics.autocast=bfloat16", "recipe.numerics.memory_format=contiguous", "recipe.numerics.threads=2",
-     "recipe.numerics.optimizer=for-loop", "network.width=0.5", "network.dropout=0.1", "images_per_class=40",
-     "seeds=[1]", "splits=[{kind: random, seed: 1}]"],
+    [
+        "recipe.epochs=6",
+        "recipe.batch_size=32",
+        "recipe.lr=0.01",
+        "recipe.momentum=0.8",
+        "recipe.weight_decay=0.0",
+        "recipe.bias_lr=2.0",
+        "recipe.bias_decay=0.0",
+        "recipe.sgd=caffe",
+        "recipe.gradient_clip=null",
+        "recipe.schedule.kind=constant",
+        "recipe.augmentation.flip=true",
+        "recipe.augmentation.padding=2",
+        "recipe.order=fixed",
+        "recipe.outputs=dataset",
+        "recipe.evaluations=4",
+        "recipe.evaluation_images=null",
+        "recipe.numerics.autocast=bfloat16",
+        "recipe.numerics.memory_format=contiguous",
+        "recipe.numerics.threads=2",
+        "recipe.numerics.optimizer=for-loop",
+        "network.width=0.5",
+        "network.dropout=0.1",
+        "images_per_class=40",
+        "seeds=[1]",
+        "splits=[{kind: random, seed: 1}]",
+    ],
 )
 def test_what_changes_numbers_changes_every_hash(override: str) -> None:
     mine, other = make_plan(), make_plan(overrides=[override])
@@ -283,7 +311,9 @@ def test_dropout_stays_active_on_frozen_layers(world, tmp_path: Path) -> None:
     cell = make_plan(overrides=["network.dropout=0.0"]).by_address
     calm = next(c for c in cell.values() if c.name == "A7B")
     assert calm.hash != find(world, "A7B").hash
-    network = train._Loop(Bench(world.fresh(tmp_path), world.plan.facts), Leases(world.store))._member(find(world, "A7B"))
+    network = train._Loop(Bench(world.fresh(tmp_path), world.plan.facts), Leases(world.store))._member(
+        find(world, "A7B")
+    )
     x = torch.rand(4, 128)[:, : network.network.stage(7).layer.in_features]
     noise = Noise(("task", 0, "retrain"), 0)
     assert not torch.equal(network.network.stage(7)(x, noise), network.network.stage(7)(x, None))

@@ -9,9 +9,33 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ORDER = [
-    "errors", "architectures", "study", "splits", "cell", "cost", "agenda", "simulation", "plan", "prices", "store",
-    "record", "data", "networks", "transplant", "optimize", "member", "checkpoint", "provenance", "train", "export",
-    "track", "grid", "display", "preview", "remote", "rim",
+    "errors",
+    "architectures",
+    "study",
+    "splits",
+    "cell",
+    "cost",
+    "agenda",
+    "simulation",
+    "plan",
+    "prices",
+    "store",
+    "record",
+    "data",
+    "networks",
+    "transplant",
+    "optimize",
+    "member",
+    "checkpoint",
+    "provenance",
+    "train",
+    "export",
+    "track",
+    "grid",
+    "display",
+    "preview",
+    "remote",
+    "rim",
 ]
 """from the first to the last; a package is one place"""
 RIM = ("launch", "library", "ingest", "status", "__init__", "__main__")
@@ -62,7 +86,9 @@ def test_ray_and_mlflow_each_stay_in_one_place(path: Path) -> None:
         assert OUTSIDE.get(library, place(path)) == place(path), f"{place(path)} imports {name}"
 
 
-@pytest.mark.parametrize("path", [p for p in FILES if place(p) in ORDER[: ORDER.index("train") + 1]], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "path", [p for p in FILES if place(p) in ORDER[: ORDER.index("train") + 1]], ids=lambda p: p.name
+)
 def test_the_numeric_core_runs_on_a_bare_gpu_machine(path: Path) -> None:
     import sys
 

@@ -21,7 +21,11 @@ WRONG = {
     "n = 0": (["layers=[0]"], "layers", "scratch"),
     "no n": (["layers=[]"], "layers", "empty"),
     "layers in words": (["layers=some"], "layers", "all"),
-    "overlapping halves": (["splits=[{kind: explicit, name: x, A: ['0', '1'], B: ['1', '2']}]"], "splits[0]", "overlap"),
+    "overlapping halves": (
+        ["splits=[{kind: explicit, name: x, A: ['0', '1'], B: ['1', '2']}]"],
+        "splits[0]",
+        "overlap",
+    ),
     "empty half": (["splits=[{kind: explicit, name: x, A: [], B: ['1', '2']}]"], "splits[0].A", "empty"),
     "half of one class": (["splits=[{kind: explicit, name: x, A: ['0'], B: ['1', '2']}]"], "splits", "one class"),
     "class twice": (["splits=[{kind: explicit, name: x, A: ['0', '0'], B: ['1', '2']}]"], "splits[0].A", "twice"),
@@ -84,7 +88,17 @@ def test_a_wrong_study_gets_one_clear_message_and_exit_code_2(kind, tmp_path, ca
 
 @pytest.mark.parametrize(
     "text",
-    ["", "3", "[1, 2]", "a: [", "name: x\nname: {{", "!!python/object/apply:os.system [echo hi]", "- base", "\t", "? [a]: b"],
+    [
+        "",
+        "3",
+        "[1, 2]",
+        "a: [",
+        "name: x\nname: {{",
+        "!!python/object/apply:os.system [echo hi]",
+        "- base",
+        "\t",
+        "? [a]: b",
+    ],
 )
 def test_what_is_no_study_at_all_is_told_so(text: str, tmp_path, capsys) -> None:
     file = tmp_path / "study.yaml"
@@ -104,8 +118,25 @@ json_like = st.recursive(
     max_leaves=8,
 )
 keys = st.sampled_from(
-    ["name", "dataset", "network", "splits", "targets", "treatments", "layers", "seeds", "images_per_class", "recipe",
-     "recipe.lr", "recipe.schedule", "recipe.augmentation.crop", "grid", "execution", "execution.cohort", "score"]
+    [
+        "name",
+        "dataset",
+        "network",
+        "splits",
+        "targets",
+        "treatments",
+        "layers",
+        "seeds",
+        "images_per_class",
+        "recipe",
+        "recipe.lr",
+        "recipe.schedule",
+        "recipe.augmentation.crop",
+        "grid",
+        "execution",
+        "execution.cohort",
+        "score",
+    ]
 )
 
 
@@ -138,10 +169,12 @@ def test_studies_that_come_with_raygrid_are_valid() -> None:
 
 
 def test_overrides_reach_their_key_and_blocks_override_defaults() -> None:
-    study = Study.parse(TINY + "grid: [{layers: [1]}, {recipe: {lr: 0.5}}]\n", ["recipe.momentum=0.5", "grid[0].seeds=[4]"])
+    study = Study.parse(
+        TINY + "grid: [{layers: [1]}, {recipe: {lr: 0.5}}]\n", ["recipe.momentum=0.5", "grid[0].seeds=[4]"]
+    )
     first, second = study.blocks
     assert (first.layers, first.seeds, first.recipe.lr) == ((1,), (4,), 0.03)
-    assert (second.layers, second.recipe.lr, second.recipe.epochs) == ((1, 4, 7), 0.5, 5)
+    assert (second.layers, second.recipe.lr, second.recipe.epochs) == ((1, 4, 7), 0.5, 6)
     assert first.recipe.momentum == second.recipe.momentum == 0.5
 
 
