@@ -76,10 +76,8 @@ def show(
         f"{rungs.bases_shared.units:.0f} with bases shared, {rungs.trunk_shared.units:.0f} with frozen layers "
         f"shared; batches are made {summary.input_passes} times, not {missing}",
     )
-    line(
-        "work",
-        f"{rungs.trunk_shared.flops:.3g} FLOP in {summary.cohorts} cohorts of at most {summary.largest_cohort} networks",
-    )
+    size = f"at most {summary.largest_cohort} networks"
+    line("work", f"{rungs.trunk_shared.flops:.3g} FLOP in {summary.cohorts} cohorts of {size}")
     line("memory", f"about {summary.peak_bytes / 1e9:.1f} GB for the largest cohort")
     if kind is None:
         return None
