@@ -38,8 +38,8 @@ def test_the_driver_of_10000_cells() -> None:
 
 
 def test_trials_through_ray() -> None:
-    """200 here; RAYGRID_LONG=1 for all 10,000 on 128 GPUs."""
-    found = run("ray", *(("10000", "128") if os.environ.get("RAYGRID_LONG") == "1" else ("120", "4")))
+    """60 here; RAYGRID_LONG=1 for all 10,000 on 128 GPUs."""
+    found = run("ray", *(("10000", "128") if os.environ.get("RAYGRID_LONG") == "1" else ("60", "4")))
     assert found["ok"] == found["cells"]
     assert not found["store_calls"]
 
