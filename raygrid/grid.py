@@ -235,6 +235,8 @@ def _settle() -> str | None:
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     address = os.environ.get("RAY_ADDRESS") or _started_here()
+    if address is None:  # else its servers would listen on every interface of the machine
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     if address is None and "RAY_AUTH_TOKEN" not in os.environ:
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     elif TOKEN.exists() or os.environ.get("RAY_AUTH_TOKEN"):
@@ -446,7 +448,7 @@ def _tune_parts(grid: Grid, kind: str) -> tuple[Any, Any]:
     fallen: dict[str, Cohort] = {}
     live: dict[str, Any] = {}
     heard: dict[str, float] = {}
-    patience: dict[str, float] = {}
+    predicted: dict[str, float] = {}
     meter = Meter(grid.plan.facts)
     literal = grid.plan.study.execution.cohort == 1
     twins: dict[str, int] = {}
@@ -469,7 +471,7 @@ def _tune_parts(grid: Grid, kind: str) -> tuple[Any, Any]:
             if cohort is None:
                 return Searcher.FINISHED if grid.over else None
             cohorts[trial_id] = cohort
-            patience[trial_id] = max(HUNG_S, HUNG_TIMES * seconds(cohort.cells, meter, kind))
+            predicted[trial_id] = seconds(cohort.cells, meter, kind)
             if not literal:
                 return {"cohort": [cell.address for cell in cohort.cells]}
             config = trial_config(cohort.cells[0])
@@ -529,10 +531,10 @@ def _tune_parts(grid: Grid, kind: str) -> tuple[Any, Any]:
             self.looked = now
             for name, trial in list(live.items()):
                 heard[name] += asleep
-                if name in cohorts and now - heard[name] > patience[name]:
-                    heard[name] = now
-                    minutes = patience[name] / 60
+                if name in cohorts and now - heard[name] > max(HUNG_S, HUNG_TIMES * predicted[name]):
+                    minutes = (now - heard[name]) / 60
                     grid.watcher.note(f"{cohorts[name].title}: no word for {minutes:.0f} minutes; its worker is ended")
+                    heard[name] = now
                     if trial.temporary_state.ray_actor is not None:
                         ray.kill(trial.temporary_state.ray_actor)
 
