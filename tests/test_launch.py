@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import TINY
+
+from tests.worlds import TINY
 
 ON_RAY = TINY.replace("{backend: in-process}", "{backend: ray}").replace("layers: [1, 4, 7]", "layers: [1, 7]")
 TIMING = {"duration_s", "ended", "host", "device", "checkpoint_uri", "commit"}

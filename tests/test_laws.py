@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, make_plan, make_world, streams
 
 from raygrid import train
 from raygrid.cell import difference
@@ -19,6 +18,7 @@ from raygrid.record import deterministic, find_record, find_records, lease_path,
 from raygrid.store import Leases
 from raygrid.study import FROZEN
 from raygrid.train import Bench, Interrupted, train_cohort
+from tests.worlds import TINY, make_plan, make_world, streams
 
 
 def same(world, store, cells) -> None:

@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import World, make_plan, make_world
 from torch import nn
 
 from raygrid.architectures import Pool, Stage, StageShape, alexnet, caffenet, caffenet_32, shapes
@@ -27,6 +26,7 @@ from raygrid.optimize import Optimizer, learning_rate
 from raygrid.plan import Plan, plan
 from raygrid.study import Augmentation, Recipe, Schedule, Study, bundled_studies
 from raygrid.transplant import assemble, freeze, initialise
+from tests.worlds import World, make_plan, make_world
 
 ROOT = Path(__file__).resolve().parent.parent
 torch.set_num_threads(1)

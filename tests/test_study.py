@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from conftest import TINY
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raygrid import launch
 from raygrid.errors import StudyError, UserError
 from raygrid.study import Study, bundled_studies
+from tests.worlds import TINY
 
 WRONG = {
     "typo in a key": (["recipe.epocs=3"], "recipe.epocs", "did you mean 'epochs'"),
