@@ -69,20 +69,31 @@ class StageModule(nn.Module):
         if self.stage.kind == "fc" and x.dim() > 2:
             x = x.flatten(1)
         if self.stage.dropout and noise is not None:
-            keep = torch.from_numpy(noise.uniform(self.number, tuple(x.shape)) >= self.stage.dropout)
-            x = x * (keep.to(device=x.device, dtype=x.dtype) / (1 - self.stage.dropout))
+            x = x * self._mask(x, noise)
         x = self.layer(x)
         if self.norm is not None:
             x = self.norm(x)
+        late = self.stage.lrn == "before-pool"
+        if self.pool is not None and not late:  # the same numbers as pooling after the ReLU, which has less to do so
+            x = self.pool(x)
         if self.stage.relu:
-            x = torch.relu(x)
-        if self.lrn is not None and self.stage.lrn == "before-pool":
+            x = torch.relu_(x)
+        if self.lrn is not None and late:
             x = self.lrn(x.float())
-        if self.pool is not None:
+        if self.pool is not None and late:
             x = self.pool(x)
         if self.lrn is not None and self.stage.lrn == "after-pool":
             x = self.lrn(x.float())
         return x
+
+    def _mask(self, x: Tensor, noise: Noise) -> Tensor:
+        """The dropout mask of this layer in this step, scaled; made once for all cells of the stream."""
+        rate, key = self.stage.dropout, (self.number, x.shape, self.stage.dropout, x.device, x.dtype)
+        if key not in noise.masks:
+            keep = torch.from_numpy(noise.uniform(self.number, tuple(x.shape)) >= rate)
+            noise.masks[key] = keep.to(device=x.device, dtype=x.dtype) / (1 - rate)
+        mask: Tensor = noise.masks[key]
+        return mask
 
 
 class StagedNetwork(nn.Module):

@@ -7,7 +7,7 @@ resumes anywhere asks for its step and gets the same bytes. Nothing is drawn fro
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -146,6 +146,8 @@ class Noise:
     def __init__(self, names: tuple[str, int, str], step: int):
         self.names, self.step = names, step
         self._uniform: dict[tuple[int, tuple[int, ...]], np.ndarray] = {}
+        self.masks: dict[tuple[object, ...], Any] = {}
+        """what networks made of the numbers, kept for the other cells of the step"""
 
     def uniform(self, layer: int, shape: tuple[int, ...]) -> np.ndarray:
         """float32 numbers in [0, 1) for the dropout that opens a layer."""
