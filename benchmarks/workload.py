@@ -29,7 +29,8 @@ targets: [B]
 treatments: [base, scratch, selffer, selffer+, transfer, transfer+]
 layers: [2, 5]
 images_per_class: 50
-recipe: {epochs: 5, batch_size: 16, lr: 0.03, evaluations: 2, evaluation_images: 60, augmentation: {padding: 1, flip: false}}
+recipe:
+  {epochs: 5, batch_size: 16, lr: 0.03, evaluations: 2, evaluation_images: 60, augmentation: {padding: 1, flip: false}}
 """
 
 

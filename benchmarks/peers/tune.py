@@ -1,6 +1,6 @@
 """The same trainings as Ray Tune trials: one trial a cell, a report an evaluation, actors reused.
 
-`python -m benchmarks.peers.tune JOBS.json`: a list of waves (bases, then the cells that copy them), each a list of jobs.
+`python -m benchmarks.peers.tune JOBS.json`: a list of waves (bases, then what copies them), each a list of jobs.
 """
 
 from __future__ import annotations
