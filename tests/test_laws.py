@@ -68,7 +68,7 @@ def test_how_it_runs_cannot_reach_the_hash(override: str) -> None:
 @pytest.mark.parametrize(
     "override",
     [
-        "recipe.epochs=6",
+        "recipe.epochs=7",
         "recipe.batch_size=32",
         "recipe.lr=0.01",
         "recipe.momentum=0.8",
