@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 DEFAULT = "demo"
 WITHOUT_NETWORK = "icons"
 MLFLOW_GRACE_S = 60.0
+BEHIND = ".mlflow-behind"
+"""a file beside the results while MLflow may lack a finished cell: a launch with nothing to train then sees to that"""
 
 EPILOG = """\
 A second launch of the same study trains only what has no record; after Ctrl-C or a crash, launch again.
@@ -169,16 +171,21 @@ def launch(asked: Job, console: Console) -> int:
     folder = asked.out / study.name
     folder.mkdir(parents=True, exist_ok=True)
 
+    from raygrid.track import Tracker
+
+    tracker = Tracker(the_plan, store, asked.mlflow_uri, folder / "report")
+    behind = folder / BEHIND
     if all(cell.address in records for cell in the_plan.cells):
         from raygrid.preview import announce
 
         announce(the_plan, records, store, folder, console, 1, None)
         console.print("Every network of this study is in the store: nothing to train.")
         _write(the_plan, records, store, folder, asked, console, None)
+        if behind.exists():
+            tracker.start()
+            _close(tracker, behind, MLFLOW_GRACE_S, console)
     else:
-        from raygrid.track import Tracker
-
-        tracker = Tracker(the_plan, store, asked.mlflow_uri, folder / "report")
+        behind.touch()
         try:
             begun = time.monotonic()
             trouble = _train(the_plan, records, store, folder, tracker, console)
@@ -186,9 +193,7 @@ def launch(asked: Job, console: Console) -> int:
             records = find_records(store, the_plan.cells)
             _write(the_plan, records, store, folder, asked, console, seconds)
         finally:
-            missed = tracker.close(MLFLOW_GRACE_S if sys.exc_info()[0] is None else 5.0)
-            if missed:
-                console.print(f"{missed}", style="yellow", highlight=False, markup=False)
+            _close(tracker, behind, MLFLOW_GRACE_S if sys.exc_info()[0] is None else 5.0, console)
         if trouble is not None:
             raise trouble
     if records:
@@ -251,6 +256,15 @@ def _train(
     for line in display.failures:
         console.print(f"! {line}", style="red", highlight=False, markup=False)
     return grid.trouble
+
+
+def _close(tracker: Tracker, behind: Path, seconds: float, console: Console) -> None:
+    """End the tracker; say what MLflow misses."""
+    missed = tracker.close(seconds)
+    if missed:
+        console.print(f"{missed}", style="yellow", highlight=False, markup=False)
+    else:
+        behind.unlink(missing_ok=True)
 
 
 class _Both:

@@ -232,7 +232,7 @@ class Store:
         metas = list(self._listed("check"))
         now = next((meta["last_modified"] for meta in metas if meta["path"] == mine), None)
         for meta in metas:
-            if now is not None and (now - meta["last_modified"]).total_seconds() > STALE_S:
+            if now and meta["path"] != mine and (now - meta["last_modified"]).total_seconds() > STALE_S:
                 self.delete(meta["path"])
         if self.is_folder:
             clock = (self.folder / mine).stat().st_mtime

@@ -1,0 +1,292 @@
+"""Nothing read is executed, no name leaves its place, no secret is told, nothing listens to strangers."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import secrets
+import shutil
+import socket
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from small import SMALL, launch, the_plan
+
+from raygrid.data.manifest import Manifest
+from raygrid.errors import RaygridError, StudyError
+from raygrid.store import Store
+from raygrid.study import Study
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCES = sorted(p for part in ("raygrid", "analysis", "benchmarks", "clusters") for p in (ROOT / part).rglob("*.py"))
+
+# --- nothing read is executed ----------------------------------------------------------------------------------------
+
+MAY_UNPICKLE = {"raygrid/data/cifar10.py"}
+"""the authors' archive of CIFAR-10 is pickles: read by an unpickler that can only make arrays of numbers (its own tests
+feed it hostile ones)"""
+FORBIDDEN_MODULES = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal", "jsonpickle"}
+FORBIDDEN_CALLS = {
+    "torch.load", "torch.jit.load", "torch.export.load", "pandas.read_pickle", "pd.read_pickle", "np.fromfile",
+    "yaml.load", "yaml.full_load", "yaml.unsafe_load", "yaml.load_all", "eval", "exec", "compile", "__import__",
+    "os.system", "os.popen", "tarfile.extractall", "shutil.unpack_archive",
+}  # fmt: skip
+
+
+def faults_in(source: str, name: str) -> list[str]:
+    """Uses of what could execute what it reads."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
+            found += [n for n in names if n.split(".")[0] in FORBIDDEN_MODULES and name not in MAY_UNPICKLE]
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            named = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+            if called in FORBIDDEN_CALLS or called.endswith(".extractall") or named.get("shell") == "True":
+                found.append(called)
+            if called in ("np.load", "numpy.load") and named.get("allow_pickle") != "False":
+                found.append(f"{called} without allow_pickle=False")
+    return found
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_nothing_that_is_read_is_executed(path: Path) -> None:
+    assert not faults_in(path.read_text(), str(path.relative_to(ROOT)))
+
+
+@pytest.mark.parametrize(
+    "bad",
+    ["import pickle", "from joblib import load", "torch.load(p)", "np.load(p)", "np.load(p, allow_pickle=True)",
+     "yaml.load(t, Loader=yaml.Loader)", "archive.extractall()", "eval(t)", "subprocess.run(c, shell=True)"],
+)  # fmt: skip
+def test_each_of_these_would_be_found(bad: str) -> None:
+    assert faults_in(bad, "raygrid/x.py")
+
+
+def test_yaml_cannot_make_objects(tmp_path: Path) -> None:
+    for text in ("!!python/object/apply:os.mkdir [{}]", "name: !!python/object/apply:os.mkdir [{}]"):
+        file = tmp_path / "study.yaml"
+        file.write_text(text.format(tmp_path / "went-off"))
+        with pytest.raises(StudyError):
+            Study.load(str(file), ())
+        with pytest.raises(StudyError):
+            Study.parse(SMALL, [f"name={text.format(tmp_path / 'went-off')}"])
+    assert not (tmp_path / "went-off").exists()
+
+
+def test_yaml_that_grows_without_end_is_refused_in_time() -> None:
+    """A billion laughs: ten aliases of ten aliases of ..."""
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 10)]
+    begun = time.monotonic()
+    with pytest.raises(StudyError) as caught:
+        Study.parse("\n".join([*lines, SMALL]))
+    assert time.monotonic() - begun < 10 and len(str(caught.value)) < 10_000
+
+
+# --- names stay in their place ---------------------------------------------------------------------------------------
+
+EVIL = (
+    "../x",
+    "..",
+    "/etc/passwd",
+    "a/b",
+    "a\\b",
+    "a\0b",
+    "",
+    ".hidden",
+    "x" * 65,
+    "a b",
+    "a\nb",
+    "name\n",
+    "$(x)",
+    "a;b",
+)
+
+
+@pytest.mark.parametrize("name", EVIL)
+def test_names_that_become_paths(name: str) -> None:
+    for override in ({"name": name}, {"dataset": {"name": name}}, {"splits": [explicit(name)]}):
+        with pytest.raises(StudyError):
+            Study.parse(SMALL, [f"{key}={json.dumps(value)}" for key, value in override.items()])
+
+
+def explicit(name: str) -> dict[str, Any]:
+    return {"kind": "explicit", "name": name, "A": ["0"], "B": ["1"]}
+
+
+@pytest.mark.parametrize("name", [*(n for n in EVIL if n != "x" * 65), "../../x.npy", "/x.npy", "a/b.npy", "x.npy\n"])
+def test_file_names_in_a_manifest(name: str) -> None:
+    from raygrid.data.known import prepare
+    from raygrid.study import Dataset
+
+    manifest, _ = prepare(Dataset(name="digits"), progress=False)
+    whole = json.loads(manifest.to_json())
+    whole["shards"][0]["images"] = name
+    with pytest.raises(RaygridError):
+        Manifest.from_json(json.dumps(whole))
+
+
+@pytest.mark.parametrize("name", ["../escaped", "/tmp/escaped", "a/../../escaped"])
+def test_results_fetched_from_a_store_stay_in_their_folder(name: str, tmp_path: Path) -> None:
+    from raygrid.remote import FILES, fetch, place
+
+    store = Store(str(tmp_path / "store"))
+    store.put(f"{place('s')}/{FILES}", json.dumps({name: "0" * 64}).encode())
+    with pytest.raises(RaygridError):
+        fetch(store, "s", tmp_path / "out" / "s")
+    assert not list(tmp_path.rglob("escaped*"))
+
+
+# --- secrets ---------------------------------------------------------------------------------------------------------
+
+
+def test_no_secret_is_told(tmp_path: Path) -> None:
+    """Credentials of store and MLflow, in the environment of a whole launch with Ray: not in what it prints, writes,
+    or shows in the list of processes."""
+    hidden = {name: f"s3cret{secrets.token_hex(8)}" for name in ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")}
+    password = f"s3cret{secrets.token_hex(8)}"
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        uri = f"http://me:{password}@127.0.0.1:{closed.getsockname()[1]}"
+    (tmp_path / "study.yaml").write_text(SMALL.replace("in-process", "ray"))
+    ray_folder = Path("/tmp") / f"rg-{secrets.token_hex(3)}"  # sockets have short names
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_AUTH")}
+    environment |= {**hidden, "MLFLOW_TRACKING_URI": uri, "RAY_TMPDIR": str(ray_folder)}
+    ray_folder.mkdir()
+    before = {p for p in Path("/tmp").glob("raygrid-*")}
+    try:
+        run = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("harness.py")), "drive", str(tmp_path / "study.yaml"),
+             str(tmp_path / "out")],
+            env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+        token, arguments, listening, others = "", [], set(), set()
+        while run.poll() is None:
+            family = [psutil.Process(run.pid), *psutil.Process(run.pid).children(recursive=True)]
+            for process in family:
+                try:
+                    arguments.append(" ".join(process.cmdline()))
+                    if "ray::" in arguments[-1] or "raylet" in arguments[-1]:
+                        token = token or process.environ().get("RAY_AUTH_TOKEN", "")
+                    others |= {
+                        connection.laddr.ip.removeprefix("::ffff:")
+                        for connection in process.net_connections("inet")
+                        if connection.status == psutil.CONN_LISTEN
+                    }
+                except psutil.Error:
+                    continue
+            time.sleep(0.3)
+        said = run.stdout.read() if run.stdout else ""
+        assert run.returncode == 0, said
+        assert token, "the processes of Ray have a token"
+        wanted = [*hidden.values(), password, token]
+        told = [text for text in (said, *arguments) if any(secret in text for secret in wanted)]
+        assert not told, told
+        files = [p for root in (tmp_path, ray_folder) for p in root.rglob("*") if p.is_file()]
+        assert len(files) > 20
+        assert not [str(p) for p in files if any(secret.encode() in p.read_bytes() for secret in wanted)]
+        assert others and others <= {"127.0.0.1", "::1"}, others
+        assert listening <= others
+        assert {p for p in Path("/tmp").glob("raygrid-tune-*")} <= before
+    finally:
+        shutil.rmtree(ray_folder, ignore_errors=True)
+
+
+# --- Ray that raygrid starts -----------------------------------------------------------------------------------------
+
+STRANGER = """\
+import os, sys
+for name in list(os.environ):
+    if name.startswith("RAY_"):
+        del os.environ[name]
+if sys.argv[2]:
+    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": sys.argv[2]}
+else:
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+import ray
+ray.init(address=sys.argv[1], log_to_driver=False, logging_level="CRITICAL")
+print("IN", len(ray.nodes()))
+"""
+
+OWNER = """\
+import os, subprocess, sys
+from raygrid import grid
+cluster = grid.connect()
+import ray
+address = ray.get_runtime_context().gcs_address
+mine = os.environ["RAY_AUTH_TOKEN"]
+assert os.environ["RAY_AUTH_MODE"] == "token" and len(mine) >= 32
+print("LOCAL", cluster.local, address.rpartition(":")[0], flush=True)
+for name, token in (("none", ""), ("wrong", "f" * 64), ("right", mine)):
+    try:
+        done = subprocess.run([sys.executable, "-c", sys.argv[1], address, token], capture_output=True, text=True,
+                              timeout=90)
+        print(name, "IN" in done.stdout, flush=True)
+    except subprocess.TimeoutExpired:
+        print(name, False, flush=True)
+grid.disconnect()
+"""
+
+
+def test_a_local_ray_asks_for_a_token(tmp_path: Path) -> None:
+    """Without one, or with another, nobody of this machine gets in; and no token file is left that others can read."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "RAYGRID_"))}
+    environment["HOME"] = str(tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", OWNER, STRANGER], env=environment, capture_output=True, text=True, timeout=400
+    )
+    lines = done.stdout.split("\n")
+    assert "LOCAL True 127.0.0.1" in lines, done.stdout + done.stderr
+    assert "none False" in lines and "wrong False" in lines, done.stdout
+    assert "right True" in lines, done.stdout + done.stderr
+    for path in tmp_path.rglob("*token*"):
+        assert not stat.S_IMODE(path.stat().st_mode) & 0o077, path
+
+
+# --- what is used of others ------------------------------------------------------------------------------------------
+
+
+def test_no_dependency_has_a_known_hole() -> None:
+    """pip-audit over what is installed, where it and its data source can be reached."""
+    command = [sys.executable, "-m", "pip_audit", "--format", "json", "--progress-spinner", "off", "--skip-editable"]
+    try:
+        done = subprocess.run([*command, "--timeout", "20"], capture_output=True, text=True, timeout=240)
+    except subprocess.TimeoutExpired:
+        pytest.skip("pip-audit: its data source does not answer in time")
+    if "No module named pip_audit" in done.stderr:
+        pytest.skip("pip-audit is not installed (pip install pip-audit)")
+    try:
+        found = json.loads(done.stdout)["dependencies"]
+    except ValueError:
+        reason = (done.stderr.strip().splitlines() or ["no answer"])[-1][:200]
+        pytest.skip(f"pip-audit: its data source cannot be reached ({reason})")
+    holes = {
+        f"{one['name']} {one['version']}": [v["id"] for v in one.get("vulns", []) if v["id"] not in KNOWN_HOLES]
+        for one in found
+        if "version" in one
+    }
+    wanted = json.loads(subprocess.run(
+        [sys.executable, "-m", "pip", "inspect"], capture_output=True, text=True, timeout=120
+    ).stdout)["installed"]  # fmt: skip
+    assert wanted
+    assert not {name: ids for name, ids in holes.items() if ids}
+
+
+KNOWN_HOLES: dict[str, str] = {}
+"""id -> why it does not concern raygrid; SECURITY.md says the same"""
+
+
+def test_the_threat_model_is_written_down() -> None:
+    text = (ROOT / "SECURITY.md").read_text()
+    for word in ("token", "pickle", "loopback", "MLflow", "lease", "IMDSv2", "report"):
+        assert word in text, word
+    assert the_plan() and launch and psutil
