@@ -5,10 +5,12 @@ The schemas below are the interface to `analysis` and to anybody's notebook; the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -82,9 +84,12 @@ HISTORY = pa.schema(
 )
 
 
-def row(plan: Plan, cell: Cell, record: Record, store: Store) -> dict[str, Any]:
-    """A cell's row of `results`."""
+def row(plan: Plan, cell: Cell, record: Record, store: Store, recipes: dict[int, str]) -> dict[str, Any]:
+    """A cell's row of `results`. `recipes` keeps the hashes of recipes by id(): thousands of cells share one."""
     task, result, made = cell.target, record.result, record.provenance
+    recipe = recipes.get(id(cell.recipe))
+    if recipe is None:
+        recipe = recipes[id(cell.recipe)] = digest(cell.recipe.model_dump(mode="json"), 12)
     return {
         "study": plan.study.name,
         "cell": cell.address,
@@ -104,7 +109,7 @@ def row(plan: Plan, cell: Cell, record: Record, store: Store) -> dict[str, Any]:
         "network": cell.network.name,
         "layers": cell.network.layers,
         "dataset": task.dataset,
-        "recipe": digest(cell.recipe.model_dump(mode="json"), 12),
+        "recipe": recipe,
         "status": result.status,
         "reason": result.reason,
         "steps": result.steps,
@@ -135,12 +140,14 @@ def _done(plan: Plan, records: Mapping[str, Record]) -> list[tuple[Cell, Record]
 
 def results_table(plan: Plan, records: Mapping[str, Record], store: Store) -> pa.Table:
     """`results` of the cells that have records, in the plan's order."""
-    return pa.Table.from_pylist([row(plan, cell, record, store) for cell, record in _done(plan, records)], RESULTS)
+    recipes: dict[int, str] = {}
+    rows = [row(plan, cell, record, store, recipes) for cell, record in _done(plan, records)]
+    return pa.Table.from_pylist(rows, RESULTS)
 
 
 def history_table(plan: Plan, records: Mapping[str, Record]) -> pa.Table:
     """`history` of the cells that have records, in the plan's order."""
-    return pa.Table.from_pydict(_history(plan.study.name, _done(plan, records)), HISTORY)
+    return pa.concat_tables([HISTORY.empty_table(), *_history(plan.study.name, _done(plan, records))])
 
 
 def export(plan: Plan, records: Mapping[str, Record], store: Store, folder: Path) -> tuple[Path, Path]:
@@ -155,12 +162,19 @@ def export(plan: Plan, records: Mapping[str, Record], store: Store, folder: Path
     return paths
 
 
-def _history(study: str, done: Iterable[tuple[Cell, Record]]) -> dict[str, list[Any]]:
-    columns: dict[str, list[Any]] = {field.name: [] for field in HISTORY}
-    for cell, record in done:
-        for evaluation in record.result.history:
-            columns["study"].append(study)
-            columns["cell"].append(cell.address)
-            for name in ("step", "epoch", "images", "train_loss", "top1", "top5", "loss", "lr"):
-                columns[name].append(getattr(evaluation, name))
-    return columns
+def _history(study: str, done: Sequence[tuple[Cell, Record]]) -> Iterator[pa.Table]:
+    """The rows of `history`, a thousand cells at a time: ten million rows as Python values would take gigabytes."""
+    for start in range(0, len(done), 1000):
+        part = done[start : start + 1000]
+        tests = [test for _, record in part for test in record.result.history]
+        counts = [len(record.result.history) for _, record in part]
+        columns = {
+            "study": pa.array([study]).take(pa.array(np.zeros(len(tests), np.int64))),
+            "cell": pa.array([cell.address for cell, _ in part]).take(
+                pa.array(np.repeat(np.arange(len(part)), counts))
+            ),
+        }
+        for field in HISTORY:
+            if field.name not in columns:
+                columns[field.name] = pa.array(list(map(attrgetter(field.name), tests)), field.type)
+        yield pa.table(columns, HISTORY)
