@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 
 
 @dataclass(frozen=True)
@@ -196,6 +197,7 @@ ARCHITECTURES: dict[str, Callable[..., tuple[Stage, ...]]] = {
 """Name in a study -> function of (outputs, width, dropout)."""
 
 
+@cache
 def layers(name: str) -> int:
     """Number of weight layers of the named network."""
     return len(ARCHITECTURES[name](10))

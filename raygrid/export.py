@@ -6,7 +6,7 @@ The schemas below are the interface to `analysis` and to anybody's notebook; the
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from operator import attrgetter
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -154,10 +154,13 @@ def export(plan: Plan, records: Mapping[str, Record], store: Store, folder: Path
     """Write `results.parquet` and `history.parquet`; returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = folder / "results.parquet", folder / "history.parquet"
-    tables = results_table(plan, records, store), history_table(plan, records)
-    for table, path in zip(tables, paths, strict=True):
+    tables = [results_table(plan, records, store)], _history(plan.study.name, _done(plan, records))
+    for path, schema, parts in zip(paths, (RESULTS, HISTORY), tables, strict=True):
         temporary = path.with_suffix(".part")
-        pq.write_table(table, temporary)
+        texts = [field.name for field in schema if field.type == pa.string()]
+        with pq.ParquetWriter(temporary, schema, use_dictionary=texts) as file:
+            for part in parts:
+                file.write_table(part)
         temporary.replace(path)
     return paths
 
@@ -166,7 +169,7 @@ def _history(study: str, done: Sequence[tuple[Cell, Record]]) -> Iterator[pa.Tab
     """The rows of `history`, a thousand cells at a time: ten million rows as Python values would take gigabytes."""
     for start in range(0, len(done), 1000):
         part = done[start : start + 1000]
-        tests = [test for _, record in part for test in record.result.history]
+        tests = [vars(test) for _, record in part for test in record.result.history]
         counts = [len(record.result.history) for _, record in part]
         columns = {
             "study": pa.array([study]).take(pa.array(np.zeros(len(tests), np.int64))),
@@ -176,5 +179,5 @@ def _history(study: str, done: Sequence[tuple[Cell, Record]]) -> Iterator[pa.Tab
         }
         for field in HISTORY:
             if field.name not in columns:
-                columns[field.name] = pa.array(list(map(attrgetter(field.name), tests)), field.type)
+                columns[field.name] = pa.array(list(map(itemgetter(field.name), tests)), field.type)
         yield pa.table(columns, HISTORY)
