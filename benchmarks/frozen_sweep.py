@@ -5,7 +5,8 @@ peer     plain PyTorch, channels_last, backward skipped (`requires_grad=False`)
 skip     raygrid, each cell trained alone: backward skipped, trunk forward not shared
 cohort   raygrid, side by side: one trunk forward, one batch, one test pass for all seven
 
-One thread, CPU seconds, variants take turns. The ideal is the ratio of FLOPs (raygrid.cost, tests included); `eta` is
+One thread, CPU seconds without start-up, variants take turns; the scripts have a process of their own, as they would.
+The ideal is the ratio of FLOPs (raygrid.cost, tests included); `eta` is
 measured / ideal. Sharing saves more than FLOPs (batches, normalisation), so eta may exceed 1.
 """
 
@@ -18,7 +19,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.measure import interleaved, load, ratios, spread, text
+from benchmarks.measure import Spent, interleaved, load, ratios, run, spread, text
 from benchmarks.peers import plain
 from benchmarks.peers.jobs import job
 from benchmarks.workload import Workload, chosen, parser, scratch, workload
@@ -75,8 +76,13 @@ def measure(work: Workload, repeats: int, folder: Path) -> dict[str, Any]:
     def together() -> None:
         train_cohort(cells, Bench(fresh("cohort"), facts))
 
-    def peer(name: str, naive: bool) -> None:
-        accuracies[name] = [plain.train(job(work, cell, folder, naive=naive))["top1"] for cell in cells]
+    def peer(name: str, naive: bool) -> Spent:
+        path = folder / f"{name}.json"
+        path.write_text(json.dumps([job(work, cell, folder, naive=naive) for cell in cells]))
+        printed, spent = run(["-m", "benchmarks.peers.plain", str(path)])
+        found = [json.loads(line) for line in printed.splitlines()]
+        accuracies[name] = [one["top1"] for one in found]
+        return Spent(sum(one["train_cpu_s"] for one in found), spent.wall)
 
     spent = interleaved(
         {

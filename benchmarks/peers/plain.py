@@ -1,4 +1,7 @@
-"""One cell, as a plain PyTorch script: `python -m benchmarks.peers.plain JOB.json`. Knows nothing of raygrid."""
+"""One cell, as a plain PyTorch script: `python -m benchmarks.peers.plain JOB.json`. Knows nothing of raygrid.
+
+The file holds one job, or a list of them to train one after another; a line of JSON each.
+"""
 
 from __future__ import annotations
 
@@ -128,4 +131,6 @@ def train(job: Job, report: Callable[[dict[str, float]], Any] = lambda metrics: 
 
 
 if __name__ == "__main__":
-    print(json.dumps(train(json.loads(Path(sys.argv[1]).read_text()))))
+    asked = json.loads(Path(sys.argv[1]).read_text())
+    for one in asked if isinstance(asked, list) else [asked]:
+        print(json.dumps(train(one)))
