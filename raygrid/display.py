@@ -156,9 +156,7 @@ class Display:
 
     def _end(self, cell: Cell) -> None:
         ended = [
-            first
-            for first, cohort in self.running.items()
-            if all(c.address in self.board.status for c in cohort.cells)
+            first for first, cohort in self.running.items() if all(c.address in self.board.status for c in cohort.cells)
         ]
         for first in ended:
             del self.running[first]
