@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import hashlib
 import json
 import logging
@@ -23,7 +24,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 from raygrid.cell import Cell
 from raygrid.cost import DEVICES, Meter, seconds
@@ -199,6 +200,8 @@ _ENVIRONMENT = {
     "RAY_DEDUP_LOGS": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
+_CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN")
+"""the driver's, for the workers: Tune would put them on the workers' command lines, where everybody can read them"""
 TOKEN = Path.home() / ".ray" / "auth_token"
 
 
@@ -366,6 +369,7 @@ def trial_config(cell: Cell) -> dict[str, Any]:
 def run_on_ray(grid: Grid, execution: Execution, cluster: Cluster) -> None:
     """Run the grid as Tune trials, each holding a GPU, a fraction of one, or CPUs where the cluster has no GPU."""
     from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner, with_parameters, with_resources
+    from ray.tune.execution import class_cache
 
     gpus = bool(cluster.most_gpus)
     device = _device(execution, gpus)
@@ -373,9 +377,16 @@ def run_on_ray(grid: Grid, execution: Execution, cluster: Cluster) -> None:
     resources = {"gpu": execution.gpu, "cpu": 1} if device == "cuda" else {"cpu": threads}
     workers = cluster.devices(execution, threads)
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(workers + 1)
-    scratch = tempfile.mkdtemp(prefix="raygrid-tune-")
+    scratch, held = _scratch()
     search, callback = _tune_parts(grid, cluster.kind(execution) or "cpu")
-    trainable = with_parameters(_trial, plan=grid.plan, url=grid.store.url, literal=execution.cohort == 1)
+    class_cache.ENV_VARS_TO_PROPAGATE = class_cache.ENV_VARS_TO_PROPAGATE - set(_CREDENTIALS)
+    trainable = with_parameters(
+        _trial,
+        plan=grid.plan,
+        url=grid.store.url,
+        literal=execution.cohort == 1,
+        credentials={name: os.environ[name] for name in _CREDENTIALS if name in os.environ},
+    )
     try:
         tuner = Tuner(
             with_resources(trainable, resources),
@@ -392,10 +403,26 @@ def run_on_ray(grid: Grid, execution: Execution, cluster: Cluster) -> None:
         tuner.fit()
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+        held.close()
 
 
-def _trial(config: dict[str, Any], plan: Plan, url: str, literal: bool) -> None:
+def _scratch() -> tuple[str, IO[str]]:
+    """A folder for what Tune insists on writing, and the file by which this process holds it. Folders that nobody
+    holds any more, since their driver was killed, are removed."""
+    for old in Path(tempfile.gettempdir()).glob(f"{SCRATCH}*/held"):
+        with contextlib.suppress(OSError), old.open() as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(old.parent, ignore_errors=True)
+    scratch = tempfile.mkdtemp(prefix=SCRATCH)
+    held = Path(scratch, "held.new").open("w")  # noqa: SIM115 - held until the grid ends
+    fcntl.flock(held, fcntl.LOCK_EX)
+    Path(scratch, "held.new").rename(Path(scratch, "held"))
+    return scratch, held
+
+
+def _trial(config: dict[str, Any], plan: Plan, url: str, literal: bool, credentials: dict[str, str]) -> None:
     """What runs on a worker: the cohort named by the config, on the device that Ray reserved."""
+    os.environ |= credentials
     import torch
     from ray import tune
 
@@ -431,6 +458,7 @@ def _cells(config: dict[str, Any], plan: Plan, literal: bool) -> list[Cell]:
     return found
 
 
+SCRATCH = "raygrid-tune-"
 HUNG_S = 600.0
 HUNG_TIMES = 20.0
 """a trial that reports nothing for so long, and for so many times the time predicted for its cohort, hangs"""

@@ -41,6 +41,7 @@ from small import SMALL, no_figures
 
 VICTIMS = {
     "driver": "the driver, which trains here (SIGKILL, SIGTERM)",
+    "driver-on-ray": "the driver of trials on Ray (SIGKILL)",
     "worker": "the worker of a trial on Ray (SIGKILL)",
     "raylet": "the raylet of a local Ray (SIGKILL)",
     "node": "all processes of a Ray node but the driver (SIGKILL)",
@@ -49,7 +50,18 @@ VICTIMS = {
     "network": "requests to the S3 server (5xx, resets, cut or wrong answers)",
     "all": "driver, MLflow server and S3 server at once (SIGKILL)",
 }
-SHARES = {"driver": 6, "worker": 3, "raylet": 1, "node": 1, "mlflow": 2, "s3": 3, "network": 2, "all": 2}
+SHARES = {
+    "driver": 5,
+    "driver-on-ray": 1,
+    "worker": 3,
+    "raylet": 1,
+    "node": 1,
+    "mlflow": 2,
+    "s3": 3,
+    "network": 2,
+    "all": 2,
+}
+ON_RAY = ("driver-on-ray", "worker", "raylet", "node")
 """moments of twenty"""
 README = Path(__file__).with_name("README.md")
 HANGS_S = 300.0
@@ -206,8 +218,8 @@ def until(scene: Scene, first: psutil.Process, condition: Callable[[], Any]) -> 
 def disturb(victim: str, scene: Scene, usual: float) -> tuple[psutil.Process, int]:
     """Begin a launch and do one thing to it at a random moment. Returns the launch and how many moments there were."""
     draw = scene.draw
-    first = scene.launch("ray" if victim in ("worker", "raylet", "node") else "in-process")
-    if victim in ("worker", "raylet", "node"):
+    first = scene.launch("ray" if victim in ON_RAY else "in-process")
+    if victim in ON_RAY:
         times = 0
         for _ in range(SHARES["worker"] if victim == "worker" else 1):
             pids = until(scene, first, lambda: [pid for pid in scene.training() if pid != first.pid and alive(pid)])
@@ -215,6 +227,9 @@ def disturb(victim: str, scene: Scene, usual: float) -> tuple[psutil.Process, in
             targets = [one for one in scene.watch(first) if one.pid != first.pid]
             if victim == "worker":
                 targets = [one for one in targets if pids and one.pid in pids]
+            elif victim == "driver-on-ray":
+                scene.watch(first)
+                targets = [first]
             elif victim == "raylet":
                 targets = [one for one in targets if named(one) == "raylet"]
             times += bool(targets)
@@ -222,7 +237,8 @@ def disturb(victim: str, scene: Scene, usual: float) -> tuple[psutil.Process, in
                 kill(one)
             for one in targets:
                 with contextlib.suppress(psutil.Error):
-                    one.wait(10)
+                    if one.pid != first.pid:
+                        one.wait(10)
         return first, times
     if victim == "network":
         return first, 1
@@ -261,6 +277,7 @@ def named(process: psutil.Process) -> str:
 
 def moment(victim: str, scene: Scene, usual: float, expected: dict[str, Any]) -> tuple[int, float]:
     """Disturb, launch again, look. Returns how many kills there were, and the seconds that the relaunch took."""
+    scratch = set(Path(tempfile.gettempdir()).glob("raygrid-tune-*"))
     if scene.proxy is not None:
         kinds = [*BROKEN, *WRONG]
         scene.proxy.rule = lambda request: scene.draw.choice(kinds) if scene.draw.random() < 0.1 else None
@@ -270,32 +287,36 @@ def moment(victim: str, scene: Scene, usual: float, expected: dict[str, Any]) ->
     if code is None:
         kill(first)
         raise Broken(f"the launch hangs\n{scene.say()}")
-    gone(scene)
     allowed = {0} if victim in ("worker", "mlflow", "s3", "network") else None
     if allowed and code not in allowed:
         raise Broken(f"the launch ended with {code}\n{scene.say()}")
     if scene.proxy is not None:
         scene.proxy.rule = lambda request: None
     if victim not in ("worker", "network"):
-        again = scene.launch()
+        again = scene.launch("ray" if victim == "driver-on-ray" else "in-process")
         code = ended(again, HANGS_S)
         if code != 0:
             raise Broken(f"the relaunch ended with {code}\n{scene.say()}")
     took = time.monotonic() - begun
+    mine = set(Path(tempfile.gettempdir()).glob("raygrid-tune-*")) - scratch
+    if mine and victim == "driver-on-ray":
+        raise Broken(f"folders that were left: {mine}")
+    for left in mine:
+        shutil.rmtree(left, ignore_errors=True)
     look(scene, expected)
     return max(1, times), took
 
 
-def gone(scene: Scene) -> None:
-    """Whatever a launch started has ended with it."""
-    end = time.monotonic() + 40
+def gone(family: list[psutil.Process]) -> None:
+    """Whatever launches started has ended with them. Two helpers of Ray take a minute: they try to tell the others."""
+    end = time.monotonic() + 150
     left: list[psutil.Process] = []
     while time.monotonic() < end:
-        left = [one for one in scene.family.values() if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
+        left = [one for one in family if alive(one.pid) and one.is_running()]
         if not left:
             return
-        time.sleep(0.1)
-    told = [f"{one.pid} {' '.join(one.cmdline())[:80]}" for one in left]
+        time.sleep(0.5)
+    told = [f"{one.pid} {named(one)}" for one in left]
     for one in left:
         kill(one)
     raise Broken(f"processes that were left: {told}")
@@ -391,7 +412,8 @@ class Row:
 def run(moments: int, seed: int, victims: Iterable[str], folder: Path) -> dict[str, Row]:
     """Kill, look, kill, look. Raises Broken at the first law that does not hold."""
     rows: dict[str, Row] = {}
-    chosen = list(victims)
+    chosen = sorted(victims, key=lambda victim: victim not in ON_RAY)  # so that Ray's helpers end meanwhile
+    family: list[psutil.Process] = []
     mlflow = Mlflow(folder / "mlflow") if {"mlflow", "all"} & set(chosen) else None
     s3 = S3(folder / "s3") if {"s3", "network", "all"} & set(chosen) else None
     os.environ["RAYGRID_CACHE"] = str(folder / "cache")
@@ -420,12 +442,14 @@ def run(moments: int, seed: int, victims: Iterable[str], folder: Path) -> dict[s
                         times, took = moment(victim, scene, usual, expected)
                     except Broken as error:
                         raise Broken(f"{name}: {error}") from None
+                family += scene.family.values()
                 row.times += times
                 row.longest = max(row.longest, took)
                 print(
                     f"{name}: nothing lost; well again after {took:.1f} s ({time.monotonic() - begun:.1f})", flush=True
                 )
                 shutil.rmtree(place, ignore_errors=True)
+        gone(family)
         return rows
     finally:
         for server in (s3, mlflow):
@@ -475,7 +499,7 @@ def undisturbed(folder: Path) -> tuple[Path, float, dict[str, Any]]:
 def table(rows: dict[str, Row]) -> str:
     """Markdown."""
     lines = ["| what was killed or broken | times | lost | longest recovery |", "| --- | --- | --- | --- |"]
-    for victim, row in rows.items():
+    for victim, row in sorted(rows.items(), key=lambda item: list(VICTIMS).index(item[0])):
         lines.append(f"| {VICTIMS[victim]} | {row.times} | {row.lost or 'nothing'} | {row.longest:.0f} s |")
     return "\n".join(lines)
 
