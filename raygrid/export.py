@@ -157,8 +157,7 @@ def export(plan: Plan, records: Mapping[str, Record], store: Store, folder: Path
     tables = [results_table(plan, records, store)], _history(plan.study.name, _done(plan, records))
     for path, schema, parts in zip(paths, (RESULTS, HISTORY), tables, strict=True):
         temporary = path.with_suffix(".part")
-        texts = [field.name for field in schema if field.type == pa.string()]
-        with pq.ParquetWriter(temporary, schema, use_dictionary=texts) as file:
+        with pq.ParquetWriter(temporary, schema) as file:
             for part in parts:
                 file.write_table(part)
         temporary.replace(path)
