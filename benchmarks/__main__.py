@@ -15,6 +15,7 @@ NAMES = {
     "grid_vs_peers": "the demo grid against one process a cell, and against idiomatic Ray Tune",
     "overhead": "what a launch costs besides training; a thousand networks that train nothing",
     "phases": "where the seconds of a training go",
+    "before": "the training loop at a commit and here, and whether the bytes are the same",
     "plan_scale": "100,000 networks planned; makespan beside its bound",
     "analysis_scale": "export and analysis of 100,000 networks",
     "ingest": "images into arrays, against decoding alone",

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -130,6 +131,7 @@ def compare(study: Study, half: Study | None, sample: int, folder: Path) -> dict
         }
         whole[name]["cpu_s"] = round(whole[name]["train_cpu_s"] + whole[name]["start_and_control_cpu_s"], 2)
         top1[name] = {r["name"]: r["top1"] for r in results}
+        print(f"{name}: {json.dumps(whole[name])}", file=sys.stderr)
 
     note("processes, naive", *as_processes(waves(work, cells, folder, naive=True), folder, cores))
     note("processes, one at a time", *as_processes(jobs, folder, 1))
@@ -142,6 +144,7 @@ def compare(study: Study, half: Study | None, sample: int, folder: Path) -> dict
             continue
         found, spent = as_raygrid(one, folder / name)
         grids[name] = {"cpu_s": round(spent.cpu, 2), "wall_s": round(spent.wall, 2), **found}
+        print(f"raygrid {name}: {json.dumps(grids[name])}", file=sys.stderr)
         ours = workload(one)
         records = find_records(Store(str(folder / name / "out" / "store")), ours.plan.cells)
         theirs = dict(zip(addresses(ours.plan.cells), addresses(work.plan.cells), strict=True))

@@ -107,6 +107,11 @@ def _overhead(f: dict[str, Any]) -> list[Row]:
     return rows
 
 
+def _before(f: dict[str, Any]) -> list[Row]:
+    what = f"training since commit {f['commit'][:7]}, {'the same' if f['same_bytes'] else 'other'} bytes"
+    return [(what, f"{_range(f['speedup'])} x", "")]
+
+
 def _plan_scale(f: dict[str, Any]) -> list[Row]:
     big = f["scale"][-1]
     return [
@@ -137,6 +142,7 @@ ROWS: dict[str, Callable[[dict[str, Any]], list[Row]]] = {
     "frozen_sweep": _frozen_sweep,
     "grid_vs_peers": _grid_vs_peers,
     "overhead": _overhead,
+    "before": _before,
     "plan_scale": _plan_scale,
     "analysis_scale": _analysis_scale,
     "ingest": _ingest,

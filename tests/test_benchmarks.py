@@ -20,6 +20,7 @@ KEYS = {
     "grid_vs_peers": {"peers", "raygrid", "comparisons", "rungs", "top1", "sharing_ideal", "cells_of_peers"},
     "overhead": {"nothing"},
     "phases": {"bases", "retrain", "start_up_cpu_s"},
+    "before": {"speedup", "same_bytes", "commit"},
     "analysis_scale": {"cells", "cpu_s", "peak_gb", "reading_records_cpu_s_of_all"},
     "ingest": {"ingest_images_s", "cpu_of_decoding"},
     "gpu": {"rows", "equality", "synthetic_input", "failed"},
@@ -38,7 +39,9 @@ def test_benchmark(name: str) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     figures = json.loads(done.stdout.splitlines()[-1])
     assert figures["benchmark"] == name and KEYS[name] <= set(figures)
-    if name == "frozen_sweep":
+    if name == "before":
+        assert figures["same_bytes"]
+    elif name == "frozen_sweep":
         assert figures["same_bytes"] and figures["ideal_over_skip"] > 1.5
     elif name == "gpu":
         assert not figures["failed"] and figures["equality"]["largest_difference"] == 0
