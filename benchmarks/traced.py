@@ -85,22 +85,22 @@ def train_nothing(self: Any, cells: Sequence[Any]) -> dict[str, str]:
     return dict(self.outcomes)
 
 
-def clocked_trial(config: dict[str, Any], plan: Any, url: str, literal: bool) -> None:
+def clocked_trial(config: dict[str, Any], **named: Any) -> None:
     """In place of `grid._trial`, on a worker: notes its CPU seconds beside the store."""
     from raygrid import grid
 
     begun = time.process_time()
-    grid._trial(config, plan, url, literal)  # a worker's own module has the original
-    with (Path(url).parent / "cpu.txt").open("a") as file:
+    grid._trial(config, **named)  # a worker's own module has the original
+    with (Path(named["url"]).parent / "cpu.txt").open("a") as file:
         file.write(f"{time.process_time() - begun}\n")
 
 
-def trial_of_nothing(config: dict[str, Any], plan: Any, url: str, literal: bool) -> None:
+def trial_of_nothing(config: dict[str, Any], **named: Any) -> None:
     """In place of `grid._trial`, on a worker."""
     from raygrid import grid, train
 
     train._Loop.train = train_nothing  # type: ignore[method-assign, assignment]
-    grid._trial(config, plan, url, literal)  # a worker's own module has the original
+    grid._trial(config, **named)  # a worker's own module has the original
 
 
 def main(study: str, folder: Path, nothing: bool) -> dict[str, Any]:
@@ -140,7 +140,7 @@ def main(study: str, folder: Path, nothing: bool) -> dict[str, Any]:
         recorded(self, record)
 
     both.started, both.recorded = note_start, note_record  # type: ignore[method-assign]
-    grid._trial = trial_of_nothing if nothing else clocked_trial
+    grid._trial = trial_of_nothing if nothing else clocked_trial  # type: ignore[assignment]
     if nothing:
         launch._write = lambda *arguments: None  # type: ignore[assignment]
     asked = launch.job_for(study, (), str(folder / "store"), folder)
