@@ -82,7 +82,7 @@ class S3(Server):
         made = [str(self.weed), "server", f"-dir={self.folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3"]
         made += [f"-s3.config={self.folder / 's3.json'}", f"-s3.port={self.port}", "-master.volumeSizeLimitMB=64"]
         made += [f"-{name}.port={self.ports[name]}" for name in ("master", "volume", "filer")]
-        return [*made, "-volume.max=10", *(["-s3.port.iceberg=0"] if self.iceberg else [])]
+        return [*made, "-volume.max=10", *(["-s3.port.iceberg=0", "-s3.port.lance=0"] if self.iceberg else [])]
 
     def up(self) -> bool:
         import boto3
