@@ -26,7 +26,7 @@ def test_trials_reserve_what_was_asked(
     gpus: int, gpu: float, devices: int, reserved: dict[str, float], tmp_path: Path
 ) -> None:
     command = [sys.executable, str(Path(__file__).with_name("reservations.py")), str(gpus), str(gpu), str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-3000:]
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     assert found["asked"] == [reserved]

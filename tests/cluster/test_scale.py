@@ -44,4 +44,4 @@ def test_trials_through_ray() -> None:
     assert not found["store_calls"]
 
 
-pytestmark = pytest.mark.timeout(3600 if os.environ.get("RAYGRID_LONG") == "1" else 300)
+pytestmark = pytest.mark.timeout(3600 if os.environ.get("RAYGRID_LONG") == "1" else 900)
