@@ -163,10 +163,11 @@ class Store:
 
     def get_file(self, path: str, local: Path, sha256: str) -> None:
         """Fetch an object into a file: streamed, verified, then renamed in one step."""
-        local.parent.mkdir(parents=True, exist_ok=True)
         for attempt in range(3):
-            handle, name = tempfile.mkstemp(dir=local.parent, prefix=".part-")
+            name = None
             try:
+                local.parent.mkdir(parents=True, exist_ok=True)
+                handle, name = tempfile.mkstemp(dir=local.parent, prefix=".part-")
                 seen = hashlib.sha256()
                 with os.fdopen(handle, "wb") as out:
                     for chunk in self._call(path, lambda: obstore.get(self._objects, safe_path(path)).stream()):
@@ -183,7 +184,8 @@ class Store:
                 if attempt == 2:
                     raise StoreError(f"store: {self.uri(path)} cannot be read ({_plain(error)})") from None
             finally:
-                Path(name).unlink(missing_ok=True)
+                if name is not None:
+                    Path(name).unlink(missing_ok=True)
             time.sleep(0.2 * attempt)
         raise IntegrityError(f"store: {self.uri(path)} is damaged (sha256 differs from {sha256[:16]}...)")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import subprocess
@@ -18,6 +19,7 @@ from servers import BUCKET, KEYS, S3, free_port, s3_environment
 from small import SMALL, content, launch, litter, the_plan
 
 from raygrid import store as stores
+from raygrid.data.cache import write_atomic
 from raygrid.errors import AlreadyExists, IntegrityError, StoreError, UserError
 from raygrid.record import lease_path, record_path
 from raygrid.store import Leases, Store, sha256_of
@@ -230,6 +232,35 @@ def test_store_urls_and_paths_that_could_hurt_are_refused() -> None:
 
 
 # --- the local disk --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("where", ["mkstemp", "write", "replace"])
+def test_a_full_cache_concerns_the_store_and_not_the_cell(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker whose disk is full stops the grid, with one message: it would fail every cell."""
+    store = Store(str(tmp_path / "store"))
+    store.put("a", b"x" * 1000)
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def refuse(*rest: Any, **named: Any) -> Any:
+        raise full
+
+    for write in (
+        lambda: store.get_file("a", tmp_path / "cache" / "a", sha256_of(b"x" * 1000)),
+        lambda: write_atomic(tmp_path / "cache" / "b", b"x"),
+    ):
+        with monkeypatch.context() as patch:
+            if where == "mkstemp":
+                patch.setattr(stores.tempfile, "mkstemp", refuse)
+            elif where == "write":
+                patch.setattr(stores.os, "fdopen", refuse)
+            else:
+                patch.setattr(Path, "replace", refuse)
+            with pytest.raises(StoreError, match="No space left"):
+                write()
+        assert not list((tmp_path / "cache").glob("*"))
+
 
 FULL = """\
 import json, subprocess, sys
