@@ -91,7 +91,7 @@ def clocked_trial(config: dict[str, Any], **named: Any) -> None:
 
     begun = time.process_time()
     grid._trial(config, **named)  # a worker's own module has the original
-    with (Path(named["url"]).parent / "cpu.txt").open("a") as file:
+    with (Path(named["url"].removeprefix("file://")).parent / "cpu.txt").open("a") as file:
         file.write(f"{time.process_time() - begun}\n")
 
 
