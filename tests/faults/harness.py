@@ -169,6 +169,7 @@ class Scene:
         return {
             "HARNESS_TOLD": str(self.folder / "told"),
             "MLFLOW_TRACKING_URI": self.mlflow_uri,
+            "RAY_gcs_rpc_server_reconnect_timeout_s": "10",  # how long the rest of Ray waits for its killed head; else 60
             **(s3_environment(port) if port else {}),
         }
 
@@ -521,6 +522,7 @@ def main() -> int:
     parser.add_argument("--victims", nargs="+", choices=list(VICTIMS), default=list(VICTIMS))
     parser.add_argument("--write", action="store_true", help="bring the table of README.md up to date")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # its servers end with it
     folder = Path(tempfile.mkdtemp(prefix="raygrid-harness-"))
     try:
         rows = run(arguments.moments, arguments.seed, arguments.victims, folder)
