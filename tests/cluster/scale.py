@@ -133,7 +133,7 @@ def on_ray(cells: int, gpus: int) -> dict[str, Any]:
 
     the_plan = make_plan(cells)
 
-    def no_op(config: dict[str, Any], plan: Plan, url: str, literal: bool) -> None:
+    def no_op(config: dict[str, Any], plan: Plan, literal: bool, **_: Any) -> None:
         from ray import tune
 
         (cell,) = grids._cells(config, plan, literal)
