@@ -28,6 +28,8 @@ class Cohort:
     """Cells that share one stream and train side by side on one device."""
 
     cells: tuple[Cell, ...]
+    again: bool = False
+    """some of its cells came back once, since another launch trains them, and nothing else is left to do"""
 
     @property
     def title(self) -> str:
@@ -184,6 +186,10 @@ class Agenda:
         self._now = 0.0
         self._handed: dict[str, tuple[float, list[Entry]]] = {}
         """virtual end and entries of each running cohort"""
+        self._elsewhere: dict[str, Entry] = {}
+        """cells that came back: handed out again when nothing else can be"""
+        self._returned: set[str] = set()
+        """cells that ever came back"""
         rates = device(self.kind) if self.kind else None
         self._room = self.memory or (rates.memory if rates else None)
         if self._room is not None and rates:
@@ -203,6 +209,16 @@ class Agenda:
 
     def take(self) -> Cohort | None:
         """The next cohort, or None while nothing is ready, or what is ready had better wait for a base about to end."""
+        cohort = self._next()
+        if cohort is None and self._elsewhere:
+            entries = list(self._elsewhere.values())
+            self._elsewhere.clear()
+            self.left -= len(entries)
+            self._update([self._place(entry) for entry in entries])
+            cohort = self._next()
+        return cohort
+
+    def _next(self) -> Cohort | None:
         name = self._first(gating=True)
         if name is not None:
             return self._hand_out(name, max(self._level(gating=True), self._streams[name].longest))
@@ -213,7 +229,8 @@ class Agenda:
         return self._part(level)
 
     def finish(self, cohort: Cohort, outcomes: Mapping[str, str]) -> None:
-        """Take note of a cohort's end: address -> status. Cells without an outcome go back to the agenda."""
+        """Take note of a cohort's end: address -> status. Cells without an outcome (another launch trains them) go back
+        to the agenda, behind everything that nobody trains."""
         key = cohort.cells[0].address
         self.running.pop(key)
         end, entries = self._handed.pop(key)
@@ -225,7 +242,9 @@ class Agenda:
             if entry.cell.address in outcomes:
                 changed += self._release(entry.cell.address)
             else:
-                changed.append(self._place(entry))
+                self._elsewhere[entry.cell.address] = entry
+                self._returned.add(entry.cell.address)
+                self.left += 1
         self._update(changed)
 
     # --- where cells are ------------------------------------------------------------------------------------------
@@ -345,7 +364,8 @@ class Agenda:
                 taken.append(entry)
         stream.ready = rest
         self.left -= len(taken)
-        cohort = Cohort(tuple(entry.cell for entry in taken))
+        cells = tuple(entry.cell for entry in taken)
+        cohort = Cohort(cells, not self._returned.isdisjoint(cell.address for cell in cells))
         key = cohort.cells[0].address
         self.running[key] = cohort
         self._handed[key] = self._now + found.cost, taken

@@ -31,7 +31,7 @@ from raygrid.cost import DEVICES, Meter, seconds
 from raygrid.errors import EnvironmentError_, RaygridError, StoreError
 from raygrid.plan import Agenda, Cohort, Plan, addresses
 from raygrid.record import Record, find_record
-from raygrid.store import Store
+from raygrid.store import LEASE_DEAD_S, Store
 from raygrid.study import FROZEN, Execution
 
 logger = logging.getLogger(__name__)
@@ -100,9 +100,11 @@ class Grid:
             self.watcher.recorded(record)
 
     def finish(self, cohort: Cohort, outcomes: dict[str, str]) -> None:
-        """A cohort has ended; a cell without an outcome could not be trained."""
+        """A cohort has ended; a cell without an outcome is another launch's for now."""
         for cell in cohort.cells:
-            outcome = outcomes[cell.address]
+            outcome = outcomes.get(cell.address)
+            if outcome is None:
+                continue
             if outcome.startswith("failed"):
                 self.watcher.failed(cell, outcome.removeprefix("failed: "))
             elif cell.address not in self.told:  # recorded by another launch, or by an attempt whose word was lost
@@ -125,6 +127,10 @@ class Grid:
                 self.watcher.failed(cell, why)
             else:
                 self._tell(record)
+
+
+PATIENCE_S = 2 * LEASE_DEAD_S
+"""how long a cohort that another launch trains is waited for when nothing else can be done: enough to see it die"""
 
 
 # --- in this process -------------------------------------------------------------------------------------------------
@@ -150,7 +156,7 @@ def run_in_process(grid: Grid, execution: Execution) -> None:
             break
         grid.watcher.started(cohort, str(device))
         try:
-            outcomes = _train(cohort.cells, grid.plan, grid.store, device, grid.event, lambda: grid.stop)
+            outcomes = _train(cohort.cells, grid.plan, grid.store, device, cohort.again, grid.event, lambda: grid.stop)
         except StoreError as error:
             grid.trouble = error
             return
@@ -170,6 +176,7 @@ def _train(
     plan: Plan,
     store: Store,
     device: Any,
+    again: bool,
     event: Callable[[Sequence[Any]], None],
     stop: Callable[[], bool],
 ) -> dict[str, str]:
@@ -183,6 +190,7 @@ def _train(
         log=lambda cell, step, metrics: event(("log", cell.address, step, metrics)),
         done=lambda record: event(("done", record.model_dump_json())),
         stop=stop,
+        patience=PATIENCE_S if again else 0.0,
     )
     return train_cohort(cells, bench)
 
@@ -427,6 +435,7 @@ def _trial(config: dict[str, Any], plan: Plan, url: str, literal: bool, credenti
     from ray import tune
 
     logging.getLogger("raygrid").setLevel(logging.INFO)
+    again = bool(config.pop("again", False))
     cells = _cells(config, plan, literal)
     reserved = tune.get_context().get_trial_resources().required_resources.get("GPU", 0)
     device = torch.device("cuda" if reserved and torch.cuda.is_available() else "cpu")
@@ -442,7 +451,7 @@ def _trial(config: dict[str, Any], plan: Plan, url: str, literal: bool, credenti
             sent = time.monotonic()
 
     try:
-        outcomes = _train(cells, plan, Store(url), device, event, lambda: False)
+        outcomes = _train(cells, plan, Store(url), device, again, event, lambda: False)
     except StoreError as error:
         tune.report({"events": events, "trouble": str(error)})
         return
@@ -500,10 +509,12 @@ def _tune_parts(grid: Grid, kind: str) -> tuple[Any, Any]:
                 return Searcher.FINISHED if grid.over else None
             cohorts[trial_id] = cohort
             predicted[trial_id] = seconds(cohort.cells, meter, kind)
+            again = {"again": True} if cohort.again else {}
             if not literal:
-                return {"cohort": [cell.address for cell in cohort.cells]}
+                return {"cohort": [cell.address for cell in cohort.cells], **again}
             config = trial_config(cohort.cells[0])
-            return config if twins[repr(config)] == 1 else {**config, "cell": cohort.cells[0].address}
+            twin = twins[repr(config)] > 1
+            return {**config, **({"cell": cohort.cells[0].address} if twin else {}), **again}
 
         def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
             live.pop(trial_id, None)

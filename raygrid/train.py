@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -77,13 +78,16 @@ class Bench:
     done: Callable[[Record], None] = lambda record: None
     """told of every record written here"""
     stop: Callable[[], bool] = lambda: False
+    patience: float = math.inf
+    """seconds to wait for cells that another worker trains; it is seen to be dead after `LEASE_DEAD_S`"""
 
 
 def train_cohort(cells: Sequence[Cell], bench: Bench) -> dict[str, str]:
     """Train cells of one stream until each has a record; returns address -> `ok`, `diverged`, or `failed: why`.
 
     Cells that have a record are left alone; cells whose lease another worker holds are waited for, and taken over if
-    it dies. Raises Interrupted when `bench.stop` says so, StoreError when the store refuses for good.
+    it dies; those that it still holds after `bench.patience` have no outcome. Raises Interrupted when `bench.stop` says
+    so, StoreError when the store refuses for good.
     """
     streams = {cell.stream for cell in cells}
     assert len(streams) == 1, f"cells of {len(streams)} streams in one cohort"
@@ -91,6 +95,7 @@ def train_cohort(cells: Sequence[Cell], bench: Bench) -> dict[str, str]:
     _keep_memory()
     outcomes: dict[str, str] = {}
     leases = Leases(bench.store)
+    since = time.monotonic()
     try:
         while True:
             pending = [cell for cell in cells if cell.address not in outcomes]
@@ -108,9 +113,12 @@ def train_cohort(cells: Sequence[Cell], bench: Bench) -> dict[str, str]:
                     mine.append(cell)
             if mine:
                 outcomes |= _Loop(bench, leases).train(mine)
+                since = time.monotonic()
             elif len(outcomes) < len(cells):
                 if bench.stop():
                     raise Interrupted("stopped while waiting for another launch")
+                if time.monotonic() - since >= bench.patience:
+                    return outcomes
                 time.sleep(1.0)
     finally:
         leases.close()

@@ -193,13 +193,26 @@ def test_cells_whose_base_is_nowhere_are_blocked_and_not_waited_for() -> None:
     assert len(agenda.blocked) == 56
 
 
-def test_a_base_lost_with_its_machine_is_handed_out_again() -> None:
+def test_what_another_launch_trains_is_handed_out_again_when_nothing_else_can_be() -> None:
     agenda = Agenda(plan(study(), facts()), {}, workers=2)
     first, second = agenda.take(), agenda.take()
     assert first and second and agenda.take() is None
     agenda.finish(first, {})
     again = agenda.take()
-    assert again and again.cells == first.cells
+    assert again and again.cells == first.cells and again.again and not first.again
+
+    planned = plan(study(), facts())
+    agenda = Agenda(planned, {cell.address: "ok" for cell in planned.cells if cell.treatment == "base"}, largest=7)
+    theirs = agenda.take()
+    assert theirs
+    agenda.finish(theirs, {})
+    seen: set[str] = set()
+    while cohort := agenda.take():
+        seen |= {cell.address for cell in cohort.cells}
+        if cohort.again:
+            break
+        agenda.finish(cohort, dict.fromkeys((cell.address for cell in cohort.cells), "ok"))
+    assert len(seen) == len(planned.cells) - 2 and cohort and set(cohort.cells) == set(theirs.cells)
 
 
 def test_a_whole_stream_is_worth_waiting_for_a_base_about_to_end() -> None:

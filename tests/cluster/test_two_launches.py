@@ -61,6 +61,7 @@ def check(trained: list[list[str]]) -> None:
     counts = collections.Counter(cell for one in trained for cell in one)
     assert len(counts) == CELLS
     assert set(counts.values()) == {1}, [cell for cell, count in counts.items() if count > 1]
+    assert min(len(one) for one in trained) >= CELLS // 5, "one waited where it could have trained something else"
 
 
 def test_in_a_folder(tmp_path: Path) -> None:
