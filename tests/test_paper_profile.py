@@ -411,8 +411,23 @@ def test_the_small_profile_has_the_published_ones_parts(published: Plan) -> None
     for key in same:
         assert {getattr(b.recipe, key) for b in small.study.blocks} == {getattr(published.cells[0].recipe, key)}
     assert small.study.score == published.study.score
-    plain = {(c.target.split, c.treatment) for c in small.cells if not c.preserved}
-    assert plain == {(c.target.split, c.treatment) for c in published.cells}
+
+    def counts(of: Plan) -> Counter[tuple[object, ...]]:
+        return Counter(
+            (
+                c.target.split,
+                c.target.split_seed,
+                c.target.half,
+                c.source.half if c.source else None,
+                c.treatment,
+                c.n,
+                c.target.images_per_class is None,
+            )
+            for c in of.cells
+            if not c.preserved
+        )
+
+    assert counts(small) == counts(published) and counts(small).total() == 170
     assert {c.series for c in small.cells} - {c.series for c in published.cells} == {
         f"{treatment}-preserve{k}" for treatment in ("selffer", "transfer") for k in (1, 2)
     }  # fmt: skip
@@ -535,7 +550,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 
 def test_the_small_profile_runs_from_end_to_end(trained: World) -> None:
-    assert len(trained.records) == len(trained.plan.cells) == 53
+    assert len(trained.records) == len(trained.plan.cells) == 178
     for record in trained.records.values():
         cell, result = record.cell, record.result
         assert result.status in ("ok", "diverged") and result.checkpoint is not None
