@@ -38,11 +38,11 @@ def _text(value: object) -> str:
 
     Kept beside the object, not in it: what lies in a pydantic model's `__dict__` goes with its copies.
     """
+    if isinstance(value, str):
+        return _quoted(value)
     known = _texts.get(id(value))
     if known is not None and known[0]() is value:
         return known[1]
-    if isinstance(value, str):
-        return _quoted(value)
     if not isinstance(value, Frozen):
         return canonical(value)
     text = value.identity_text if isinstance(value, Task) else canonical(value.model_dump(mode="json"))
@@ -119,7 +119,7 @@ class Task(Frozen):
         """Short content hash: two splits that give the same classes give the same task."""
         return _short(self.identity_text)
 
-    @property
+    @cached_property
     def label(self) -> str:
         """`random0/B`"""
         seed = "" if self.split_seed is None else str(self.split_seed)

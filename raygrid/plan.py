@@ -173,33 +173,15 @@ def _block_cells(study: Study, block: Block, facts: DatasetFacts) -> Iterable[Ce
     for split in block.splits:
         halves = divide(split, facts.classes, facts.groups)
         tasks = {half: _task(halves, half, block, facts) for half in (("all",) if halves.whole else ("A", "B"))}
-        known: dict[tuple[str, int, str], Any] = {}
         for half in ("all",) if halves.whole else block.targets:
             other = tasks[{"A": "B", "B": "A", "all": "all"}[half]]
             for seed in block.seeds:
+                kin: dict[str, Any] = {}
                 for treatment in block.treatments:
                     for n in layers if treatment in LAYERED else (0,):
                         cell = _cell(study, block, facts, tasks[half], other, seed, treatment, n)
-                        _share(cell, known)
+                        _share(cell, kin)
                         yield cell
-
-
-def _share(cell: Cell, known: dict[tuple[str, int, str], Any]) -> None:
-    """Give a cell the base and the stream that its siblings worked out: equal to its own, at a third of the time."""
-    kept = cell.__dict__  # where cached_property keeps them
-    key = (cell.target.half, cell.seed, cell.phase)
-    stream = known.get(key)
-    if stream is None:
-        known[key] = cell.stream
-    else:
-        kept["stream"] = stream
-    if cell.source is not None:
-        key = (cell.source.half, cell.seed, "as base")
-        base = known.get(key)
-        if base is None:
-            known[key] = cell.base
-        else:
-            kept["base"] = base
 
 
 def _task(halves: Halves, half: str, block: Block, facts: DatasetFacts) -> Task:

@@ -224,6 +224,24 @@ def test_a_slow_server(server: MlflowServer, store: Store, front: Callable[..., 
     assert_whole(server.uri, plan, store)
 
 
+def test_a_network_takes_few_calls(server: MlflowServer, store: Store, front: Callable[..., Front]) -> None:
+    """A run made, its curve and its end written: calls for a network beyond those for the experiment and its views."""
+    counts = []
+    for name, layers in (("few", "[1]"), ("more", "[1, 2, 3]")):
+        plan = make_plan(name, layers=layers, extra="targets: [B]\n")
+        proxy = front(server.uri, lambda path, count: 0.0)
+        tracker = Tracker(plan, store, proxy.uri)
+        tracker.start()
+        assert tracker.ready(60)
+        for cell in plan.cells:
+            train(tracker, store, cell)
+        assert not tracker.close(60)
+        counts.append((len(plan.cells), len(proxy.calls)))
+    (few, little), (more, much) = counts
+    print(f"MLflow calls: {little} for {few} networks, {much} for {more}: {(much - little) / (more - few):.1f} for each")
+    assert (much - little) / (more - few) <= 8
+
+
 def test_lost_answers_make_no_second_run(server: MlflowServer, store: Store, front: Callable[..., Front]) -> None:
     """The server made the run and logged the batch, but its answer never came: every third call answers 502."""
     plan = make_plan("lost", layers="[1]", extra="targets: [B]\n")
