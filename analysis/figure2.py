@@ -13,7 +13,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from analysis import style
+import numpy as np
+
+from analysis import placing, style
 from analysis.contrasts import contrast
 from analysis.scope import Scope
 from analysis.units import Estimate
@@ -90,10 +92,10 @@ def _points(ax: Axes, scope: Scope, depth: int, found: Mapping[str, Mapping[int,
     ax.set_ylabel("Top-1 accuracy (higher is better)")
     from matplotlib.legend_handler import HandlerTuple
 
-    ax.legend(
+    placing.legend(
+        ax,
         [style.legend_handle(t) for t in shown],
         [LABELS[t] for t in shown],
-        loc="lower left",
         handler_map={tuple: HandlerTuple(ndivide=1, pad=0)},
     )
 
@@ -123,15 +125,14 @@ def _lines(
             style.points(ax, treatment, [at], [only.mean], [only.diverged > 0])
     _x_axis(ax, depth)
     theirs = _overlay(ax, found, published, depth) if published else []
-    paper = _frame_fits(scope, depth, found) and published is None
-    if paper:
-        ax.set_ylim(*PAPER_LINES)
-    else:
-        spread = [v for means in found.values() for e in means.values() for v in (e.interval or (e.mean,))]
-        ax.set_ylim(*style.limits(spread + theirs, margin=0.1))
+    spread = [v for means in found.values() for e in means.values() for v in (e.interval or (e.mean,))] + theirs
+    low, high = style.limits(spread, margin=0.1)
+    if _frame_fits(scope, depth, found) and published is None:  # the paper's limits, wider where a whisker needs it
+        low, high = min(PAPER_LINES[0], min(spread) - 0.002), max(PAPER_LINES[1], max(spread) + 0.002)
+    ax.set_ylim(low, high)
     ax.set_ylabel("Top-1 accuracy (higher is better)")
     ax.set_xlabel(X_LABEL)
-    _explain(ax, scope, curves, base, paper)
+    _explain(ax, scope, curves, base, depth)
     ends = [(float(max(m)), m[max(m)].mean, SHORT[t], "black") for t, m in curves.items() if m]
     ends += [(float(depth - 1), base.mean, "baseB", "black")] if base else []
     style.end_labels(ax, [(max(e[0] for e in ends), *e[1:]) for e in ends])
@@ -143,18 +144,18 @@ def _lines(
 
 def _caption(ax: Axes, scope: Scope, found: Mapping[str, Mapping[int, Estimate]], rows: int) -> None:
     conditional = any(e.conditional for m in found.values() for e in m.values())
-    text = f"Means over {scope.title}; whiskers: 95 % Student-t interval of the mean, from 3 units up."
+    said = [f"Means over {scope.title}; whiskers: 95 % Student-t interval of the mean, from 3 units up."]
     if conditional:
-        text += " Where only one split counts, units are seeds: conditional on this split."
+        said.append("Where only one split counts, units are seeds: conditional on this split.")
     if any(len(style.joined(m)) < len(m) for m in found.values()):
-        text += "\nn that fewer splits cover stand alone, off the line."
+        said.append("n that fewer splits cover stand alone, off the line.")
     tasks = {t: max(e.tasks for e in m.values()) for t, m in found.items()}
     if len(set(tasks.values())) > 1:
-        text += "\nTreatments cover different tasks ("
-        text += ", ".join(f"{SHORT[t]} {k}" for t, k in tasks.items()) + "): compare them in the paired figure."
+        covered = ", ".join(f"{SHORT[t]} {k}" for t, k in tasks.items())
+        said.append(f"Treatments cover different tasks ({covered}): compare them in the paired figure.")
     if any(e.diverged for m in found.values() for e in m.values()):
-        text += "\n× = diverged networks, included and marked."
-    ax.text(0, -0.155 - 0.042 * (rows + 0.6), text, transform=ax.transAxes, size=12, va="top", color="#222222")
+        said.append("× = diverged networks, included and marked.")
+    style.caption(ax, said, -0.155 - 0.042 * (rows + 0.6))
 
 
 def from_base(means: Mapping[int, Estimate], base: Estimate | None) -> dict[int, Estimate]:
@@ -208,38 +209,43 @@ def shown_explanations(scope: Scope) -> dict[int, int]:
 
 
 def _explain(
-    ax: Axes, scope: Scope, curves: Mapping[str, Mapping[int, Estimate]], base: Estimate | None, paper: bool
+    ax: Axes,
+    scope: Scope,
+    curves: Mapping[str, Mapping[int, Estimate]],
+    base: Estimate | None,
+    depth: int,
 ) -> None:
+    """The paper's explanations as a list where nothing is, and their numbers in the areas that they speak of."""
     shown = shown_explanations(scope)
-    if paper:
-        places = {5: (2.5, 0.649, "left"), 3: (2.5, 0.632, "left"), 2: (4.7, 0.606, "center"), 4: (6.9, 0.583, "right")}
-        for number in shown:
-            x, y, align = places[number]
-            ax.text(x, y, f"{number}: {TEXTS[number]}", size=20, ha=align, va="center", zorder=6, bbox=style.BACKING)
-        return
-    for i, (number, n) in enumerate(shown.items()):
-        sides = {
-            2: (base, curves.get("selffer", {}).get(n)),
-            3: (curves.get("selffer+", {}).get(n), curves.get("selffer+", {}).get(n)),
-            4: (curves.get("selffer", {}).get(n), curves.get("transfer", {}).get(n)),
-            5: (base, curves.get("transfer+", {}).get(n)),
-        }[number]
-        if sides[0] is None or sides[1] is None:
-            continue
-        y = (sides[0].mean + sides[1].mean) / 2
-        badge = {"boxstyle": "circle,pad=0.25", "fc": "white", "ec": "black", "lw": 1.2}
-        ax.text(n - 0.3, y, str(number), size=14, ha="center", va="center", bbox=badge, zorder=6)
-        ax.text(
-            0.015,
-            0.035 + 0.052 * (len(shown) - 1 - i),
-            f"{number}: {TEXTS[number]}",
-            transform=ax.transAxes,
-            size=15,
-            ha="left",
-            va="bottom",
-            zorder=6,
-            bbox=style.BACKING,
-        )
+    taken = [placing.text(ax, [f"{number}: {TEXTS[number]}" for number in shown], 15)] if shown else []
+    handles, labels = ax.get_legend_handles_labels()
+    if handles:
+        taken.append(placing.legend(ax, handles, labels, taken, fontsize=12).get_window_extent())
+    level = dict.fromkeys((0, depth - 1), base.mean) if base else {}
+    means = {t: {n: e.mean for n, e in style.joined(m).items()} for t, m in curves.items()}
+    sides = {
+        2: (level, means.get("selffer", {})),
+        3: (means.get("selffer+", {}), means.get("selffer+", {})),
+        4: (means.get("selffer", {}), means.get("transfer", {})),
+        5: (level, means.get("transfer+", {})),
+    }
+    for number, n in shown.items():
+        if anchors := _between(*sides[number], n):
+            taken.append(placing.badge(ax, str(number), anchors, taken))
+
+
+def _between(one: Mapping[int, float], other: Mapping[int, float], n: int) -> list[placing.Place]:
+    """Points midway between two lines, from n outwards as far as the next n on either side."""
+    if not one or not other:
+        return []
+    low, high = max(min(one), min(other)) + 0.2, min(max(one), max(other)) - 0.2
+    steps = [0.0, *(side * d / 10 for d in range(1, 10) for side in (-1, 1))]
+    xs = [n + step for step in steps if low <= n + step <= high] or [n]
+    return [(x, float(np.interp(x, *_line(one)) + np.interp(x, *_line(other))) / 2) for x in xs]
+
+
+def _line(means: Mapping[int, float]) -> tuple[list[int], list[float]]:
+    return sorted(means), [means[n] for n in sorted(means)]
 
 
 def _overlay(
@@ -259,10 +265,9 @@ def _overlay(
         ys = [means[n].mean + move for n in xs]
         ax.plot(xs, ys, color=style.MARKS[treatment].color, lw=1.2, ls=":", marker=".", ms=5, zorder=2.2, label=label)
         drawn += ys
-    ax.legend(loc="upper right", fontsize=12)
     return drawn
 
 
 def _x_axis(ax: Axes, depth: int) -> None:
-    ax.set_xlim(-0.2 if depth == 8 else -0.4, depth - 1 + (0.3 if depth == 8 else 0.4))
+    ax.set_xlim(-0.2 if depth == 8 else -0.4, depth - 1 + 0.4)
     ax.set_xticks(range(depth))

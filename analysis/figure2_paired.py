@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from analysis import style
+from analysis import placing, style
 from analysis.contrasts import contrast
 from analysis.scope import Scope
 from analysis.units import Estimate
@@ -91,22 +91,23 @@ def _panel(
                 xs, ys, color=style.MARKS[treatment].color, lw=1.2, ls=":", marker=".", ms=5, label=label, zorder=1.9
             )
             spread += ys
-        ax.legend(loc="lower left", fontsize=12)
     ax.set_xlim(0.6, depth - 1 + 0.4)
     ax.set_xticks(range(1, depth))
     ax.set_ylim(*style.limits(spread, margin=0.08, least=1.0))
+    if published:
+        placing.legend(ax, *ax.get_legend_handles_labels(), fontsize=12)
     ax.set_ylabel(f"Difference to {'own ' if against == 'base' else ''}{SHORT[against]}\n(percentage points)")
     ax.set_xlabel("Layer n at which network is chopped and retrained")
     ends = [(float(max(m)), m[max(m)].mean * 100, SHORT[t], "black") for t, m in found.items()]
     style.end_labels(ax, [*ends, (float(depth - 1), 0.0, SHORT[against], "#555555")])
     kind = "seeds" if all(e.conditional for m in found.values() for e in m.values()) else "splits"
     style.count_rows(ax, [(SHORT[t], m) for t, m in found.items()], f"{kind} (pairs)")
-    text = (
+    said = [
         f"Each network minus {SHORT[against]} of its own task and seed. {scope.title[0].upper()}{scope.title[1:]}; "
         "small dots: units; whiskers: 95 % Student-t, from 3 units up."
-    )
+    ]
     if any(e.conditional for m in found.values() for e in m.values()):
-        text += "\nWhere only one split counts, units are seeds: conditional on this split."
+        said.append("Where only one split counts, units are seeds: conditional on this split.")
     if any(e.diverged for m in found.values() for e in m.values()):
-        text += " × = pairs with a diverged network, included and marked."
-    ax.text(0, -0.155 - 0.042 * (len(found) + 0.6), text, transform=ax.transAxes, size=12, va="top", color="#222222")
+        said.append("× = pairs with a diverged network, included and marked.")
+    style.caption(ax, said, -0.155 - 0.042 * (len(found) + 0.6))

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from analysis import placing, style
 from analysis import scope as scopes
-from analysis import style
 from analysis.contrasts import contrast
 from analysis.scope import Scope
 from analysis.units import Estimate, estimate
@@ -147,22 +147,24 @@ def _row_name(curve: Curve) -> str:
 
 
 def _caption(ax: Axes, results: Results, found: list[Curve], y: float) -> None:
-    text = "Minus the base of the same task and seed. Whiskers: 95 % Student-t, from 3 units up."
+    said = ["Minus the base of the same task and seed. Whiskers: 95 % Student-t, from 3 units up."]
     alone = [_row_name(c) for c in found if any(e.conditional for e in c.relative.values())]
     if alone:
-        text += f" Units are seeds, conditional on one split: {', '.join(alone)}."
+        said.append(f"Units are seeds, conditional on one split: {', '.join(alone)}.")
     other = scopes.other(results)
     against = scopes.peers(results, other) if other else None
     if other is not None and against is not None:
         if scopes.equal_terms(other, against):
-            text += "\nThe two kinds of split are on equal terms: same setting, same number of classes in every task."
+            said.append(
+                "The two kinds of split are on equal terms: same setting, same number of classes in every task."
+            )
         else:
-            text += (
-                "\nThe two kinds of split are not on equal terms: their tasks differ in number of classes or setting."
+            said.append(
+                "The two kinds of split are not on equal terms: their tasks differ in number of classes or setting."
             )
     if any(e.diverged for c in found for e in c.relative.values()):
-        text += "\nHollow with ×: diverged networks (at chance, or loss not finite), kept: they are results."
-    ax.text(0, y, text, transform=ax.transAxes, size=12, va="top", color="#222222")
+        said.append("Hollow with ×: diverged networks (at chance, or loss not finite), kept: they are results.")
+    style.caption(ax, said, y)
 
 
 def _targets(ax: Axes, other: Scope | None, depth: int) -> None:
@@ -185,7 +187,7 @@ def _targets(ax: Axes, other: Scope | None, depth: int) -> None:
         )
         style.points(ax, "semantic", list(own["n"]), list(own["score"]), list(own["status"] == "diverged"), scale=0.7)
     _top_axis(ax, depth, list(frame["score"]))
-    ax.legend(loc="lower left", fontsize=12)
+    placing.legend(ax, *ax.get_legend_handles_labels(), fontsize=12)
     return None
 
 
@@ -316,7 +318,7 @@ def _legend(ax: Axes, found: list[Curve], published: list[Curve]) -> None:
     if published:
         handles.append(Line2D([], [], color="#555555", ls=":", lw=1.2, marker=".", ms=5))
         labels.append("published (2014)")
-    ax.legend(handles, labels, loc="best", fontsize=13)
+    placing.legend(ax, handles, labels, fontsize=13)
 
 
 def table(results: Results) -> Mapping[str, Mapping[int, float]]:

@@ -8,6 +8,7 @@ SVG files are the same bytes for the same data (fixed hash salt, no date).
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,10 +111,6 @@ def save(fig: Figure, out: Path, name: str, kinds: Sequence[str] = ("svg", "png"
             path.write_text(re.sub(r"([1-9]\d*\.\d\d)\d+", r"\1", path.read_text(encoding="utf-8")), encoding="utf-8")
         paths.append(path)
     return paths
-
-
-BACKING = {"facecolor": "white", "edgecolor": "none", "alpha": 0.4, "pad": 1.5}
-"""behind text that crosses lines"""
 
 
 def points(
@@ -260,6 +257,12 @@ def count_rows(
             dead = "" if not estimate.diverged else f" ×{estimate.diverged}"
             text = f"{estimate.units} ({estimate.cells}){dead}"
             ax.text(x, y, text, transform=place, size=11, ha="center", va="center", color="#222222")
+
+
+def caption(ax: Axes, said: Sequence[str], y: float, width: int = 138) -> None:
+    """Sentences under a panel, no wider than it."""
+    text = textwrap.fill(" ".join(said), width)
+    ax.text(0, y, text, transform=ax.transAxes, size=12, va="top", color="#222222")
 
 
 def limits(values: Sequence[float], margin: float = 0.08, least: float = 0.02) -> tuple[float, float]:
