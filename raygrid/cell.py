@@ -10,8 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property, lru_cache
+from operator import itemgetter
 from typing import Any
 
 from raygrid.study import COPYING, FROZEN, Frozen, Half, Network, Recipe, Treatment
@@ -56,9 +57,13 @@ def _quoted(value: str) -> str:
     return canonical(value)
 
 
-def _joined(items: list[tuple[str, object]]) -> str:
-    """Canonical JSON of an object, put together from its values'; keys must come in order."""
-    return "{" + ",".join([f'"{key}":{value if type(value) is int else _text(value)}' for key, value in items]) + "}"
+def _joined(template: str, values: Iterable[object]) -> str:
+    """Canonical JSON of an object, put together from its values'."""
+    return template % tuple([value if type(value) is int else _text(value) for value in values])
+
+
+def _template(keys: Iterable[str]) -> str:
+    return "{" + ",".join(f'"{key}":%s' for key in keys) + "}"
 
 
 def _short(text: str) -> str:
@@ -168,8 +173,7 @@ class Cell(Frozen):
     @cached_property
     def hash(self) -> str:
         """Content hash of the identity: equals `digest(self.identity, HASH_LENGTH)`, put together from shared parts."""
-        fields = self.__dict__
-        return _short(_joined([(key, fields[key]) for key in _CELL_FIELDS]))
+        return _short(_joined(_CELL_TEMPLATE, _cell_fields(self.__dict__)))
 
     @cached_property
     def address(self) -> str:
@@ -237,27 +241,34 @@ class Cell(Frozen):
     def stream(self) -> str:
         """The ordered, augmented batches that the cell trains on: cells with equal streams can share a cohort."""
         recipe = self.recipe
-        return _short(
-            _joined(
-                [
-                    ("augmentation", recipe.augmentation),
-                    ("batch_size", recipe.batch_size),
-                    ("image_size", self.image_size),
-                    ("order", recipe.order),
-                    ("phase", self.phase),
-                    ("seed", self.seed),
-                    ("task", self.target),
-                    ("threads", recipe.numerics.threads),
-                ]
-            )
-        )
+        parts = {
+            "augmentation": recipe.augmentation,
+            "batch_size": recipe.batch_size,
+            "image_size": self.image_size,
+            "order": recipe.order,
+            "phase": self.phase,
+            "seed": self.seed,
+            "task": self.target,
+            "threads": recipe.numerics.threads,
+        }
+        return _short(_joined(_template(parts), parts.values()))
+
+    def sibling(self, n: int) -> Cell:
+        """This cell with another n. As pydantic copies, but with what this one knows of its stream and its base, which
+        are the same, and one set of field names for both: a plan has a hundred thousand cells."""
+        copy = Cell.__new__(Cell)
+        for name in ("__pydantic_fields_set__", "__pydantic_extra__", "__pydantic_private__"):
+            object.__setattr__(copy, name, getattr(self, name))
+        object.__setattr__(copy, "__dict__", {**self.__dict__, "n": n})
+        return copy
 
     def steps(self, facts: DatasetFacts) -> int:
         """Training steps; `base-long` makes twice as many."""
         return self.recipe.steps(self.target.images(facts)) * (2 if self.treatment == "base-long" else 1)
 
 
-_CELL_FIELDS = sorted(Cell.model_fields)
+_cell_fields = itemgetter(*sorted(Cell.model_fields))
+_CELL_TEMPLATE = _template(sorted(Cell.model_fields))
 
 
 def difference(one: Cell, other: Cell) -> list[tuple[str, Any, Any]]:

@@ -7,7 +7,7 @@ devices is played through by `simulation`.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -128,10 +128,10 @@ def plan(study: Study, facts: DatasetFacts) -> Plan:
 
     Raises StudyError where the study asks for what the data set does not have.
     """
-    _check_splits(study, facts)
+    halves = _divided(study, facts)
     cells: dict[str, Cell] = {}
     for block in study.blocks:
-        for cell in _block_cells(study, block, facts):
+        for cell in _block_cells(study, block, facts, halves):
             if cell.base is not None:
                 cells.setdefault(cell.base.address, cell.base)
             cells.setdefault(cell.address, cell)
@@ -139,13 +139,14 @@ def plan(study: Study, facts: DatasetFacts) -> Plan:
     return Plan(study, facts, tuple(ordered))
 
 
-def _check_splits(study: Study, facts: DatasetFacts) -> None:
-    """Splits are the units of replication: each name stands for one division of the classes, and no two random ones
-    are the same (which happens where classes are few)."""
+def _divided(study: Study, facts: DatasetFacts) -> dict[Split, Halves]:
+    """All splits carried out. They are the units of replication: each name stands for one division of the classes, and
+    no two random ones are the same (which happens where classes are few)."""
+    divided: dict[Split, Halves] = {}
     named: dict[str, tuple[Halves, Split]] = {}
     drawn: dict[frozenset[tuple[int, ...]], str] = {}
     for split in dict.fromkeys(split for block in study.blocks for split in block.splits):
-        halves = divide(split, facts.classes, facts.groups)
+        halves = divided[split] = divide(split, facts.classes, facts.groups)
         first, other = named.setdefault(halves.label, (halves, split))
         if first != halves:
             raise StudyError(
@@ -160,9 +161,10 @@ def _check_splits(study: Study, facts: DatasetFacts) -> None:
                     f"splits: {same} and {halves.label} give the same two halves of {facts.name}, so they are one unit "
                     "of replication, not two: leave one out or choose another seed"
                 )
+    return divided
 
 
-def _block_cells(study: Study, block: Block, facts: DatasetFacts) -> Iterable[Cell]:
+def _block_cells(study: Study, block: Block, facts: DatasetFacts, divided: Mapping[Split, Halves]) -> Iterator[Cell]:
     layers = block.values_of_n(study.network)
     crop = block.recipe.augmentation.crop
     if crop is not None and crop > facts.image_size + 2 * block.recipe.augmentation.padding:
@@ -171,17 +173,26 @@ def _block_cells(study: Study, block: Block, facts: DatasetFacts) -> Iterable[Ce
             f"with {block.recipe.augmentation.padding} of padding"
         )
     for split in block.splits:
-        halves = divide(split, facts.classes, facts.groups)
+        halves = divided[split]
         tasks = {half: _task(halves, half, block, facts) for half in (("all",) if halves.whole else ("A", "B"))}
+        known: dict[tuple[str, int, str], Any] = {}
         for half in ("all",) if halves.whole else block.targets:
             other = tasks[{"A": "B", "B": "A", "all": "all"}[half]]
             for seed in block.seeds:
-                kin: dict[str, Any] = {}
                 for treatment in block.treatments:
-                    for n in layers if treatment in LAYERED else (0,):
-                        cell = _cell(study, block, facts, tasks[half], other, seed, treatment, n)
-                        _share(cell, kin)
-                        yield cell
+                    like = _cell(study, block, facts, tasks[half], other, seed, treatment)
+                    _share(like, known)
+                    yield from map(like.sibling, layers if treatment in LAYERED else (0,))
+
+
+def _share(cell: Cell, known: dict[tuple[str, int, str], Any]) -> None:
+    """Give a cell the base and the stream that others of its split worked out: equal to its own, in no time."""
+    kept = cell.__dict__  # where cached_property keeps them
+    key = (cell.target.half, cell.seed, cell.phase)
+    kept["stream"] = known.get(key) or known.setdefault(key, cell.stream)
+    if cell.source is not None:
+        key = (cell.source.half, cell.seed, "as base")
+        kept["base"] = known.get(key) or known.setdefault(key, cell.base)
 
 
 def _task(halves: Halves, half: str, block: Block, facts: DatasetFacts) -> Task:
@@ -211,26 +222,16 @@ def _task(halves: Halves, half: str, block: Block, facts: DatasetFacts) -> Task:
 
 
 def _cell(
-    study: Study,
-    block: Block,
-    facts: DatasetFacts,
-    target: Task,
-    other: Task,
-    seed: int,
-    treatment: str,
-    n: int,
+    study: Study, block: Block, facts: DatasetFacts, target: Task, other: Task, seed: int, treatment: str
 ) -> Cell:
-    source = None
-    if treatment.startswith("selffer"):
-        source = target
-    elif treatment.startswith("transfer"):
-        source = other
+    """A cell of n = 0, to be copied for every n."""
+    source = {"selffer": target, "transfer": other}.get(treatment.removesuffix("+"))
     return Cell(
         network=study.network,
         target=target,
         source=source,
         treatment=treatment,  # type: ignore[arg-type]
-        n=n,
+        n=0,
         preserved=block.preserve,
         seed=seed,
         recipe=block.recipe,
