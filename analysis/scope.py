@@ -211,6 +211,9 @@ def left_out(results: Results) -> list[str]:
     found = other(results)
     for scope in (found, peers(results, found) if found else None, whole(results)):
         used |= set(scope.frame["cell"]) if scope else set()
+    from analysis import supplement
+
+    used |= set(supplement.networks(results)["cell"])
     rest = frame[~frame["cell"].isin(used)]
     lines = []
     for key, cells in rest.groupby(["split", *PARTS[:3], "split_classes"], dropna=False, sort=True):

@@ -69,12 +69,12 @@ def _figures(
     results: Results, published: Results, overlay: Results | None, page: Summary, out: Path
 ) -> tuple[list[Path], list[str], dict[str, Picture]]:
     """Draw what can be drawn; the paths, the reasons for what cannot, and the pictures of the report."""
-    from analysis import comparison, figure2, figure2_paired, figure3, report, style
+    from analysis import comparison, figure2, figure2_paired, figure3, report, style, supplement
 
     scope, depth = scopes.main(results), results.depth
     theirs = scopes.main(overlay) if overlay else None
     numbers = "; ".join(f"{row[0]}: {', '.join(filter(None, row[1:]))}" for row in page.table.rows)
-    drawings: dict[str, tuple[str, Callable[[], Figure], str, str, str]] = {
+    drawings: dict[str, tuple[str | None, Callable[[], Figure], str, str, str]] = {
         "figure2": (
             figure2.reason_against(scope),
             lambda: figure2.draw(scope, depth, theirs),
@@ -96,6 +96,14 @@ def _figures(
             "Accuracy relative to the base of the same task, in points, against n: " + _spoken(results),
             "Dissimilar halves and random filters beside random splits.",
         ),
+        "supplement": (
+            supplement.reason_against(results),
+            lambda: supplement.draw(results, overlay),
+            "Supplement",
+            "Top-1 accuracy of bases in per cent by images per class, linear on top and log-log below: "
+            + _counted(results),
+            "Accuracy against images per class.",
+        ),
         "comparison": (
             comparison.reason_against(results),
             lambda: comparison.draw(results, published),
@@ -110,6 +118,8 @@ def _figures(
     for name, (reason, draw, title, alt, caption) in drawings.items():
         for kind in ("png", "svg"):
             (out / f"{name}.{kind}").unlink(missing_ok=True)  # an older study's figure must not stay behind
+        if reason is None:  # nothing that this study set out to show
+            continue
         if reason:
             skipped.append(reason)
             continue
@@ -127,6 +137,15 @@ def _spoken(results: Results) -> str:
         f"{label}: " + ", ".join(f"n = {n} {points(v, 1)}" for n, v in means.items())
         for label, means in figure3.table(results).items()
     )
+
+
+def _counted(results: Results) -> str:
+    """The supplement in words."""
+    from analysis import supplement
+
+    level = supplement.chance(results)
+    said = [f"{count:,} {100 * mean:.2f}" for count, mean in supplement.means(results).items()]
+    return ", ".join(said) + (f"; chance {100 * level:.2f}" if level else "")
 
 
 def _learning(results: Results) -> tuple[Picture | None, str]:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import made_up_studies as made_up
 import numpy as np
+import pandas as pd
 import pytest
 
-from analysis import figure2, placing, reference, scope
+import analysis
+from analysis import figure2, placing, reference, scope, supplement
 from analysis.results import Results, read
 
 
@@ -87,3 +90,41 @@ def test_every_explanation_that_is_listed_has_its_number_in_the_picture(authors:
     assert sorted(shown) == [2, 3, 4, 5]
     assert sorted(t.get_text() for what, t in written_on(ax.figure) if what == "number") == ["2", "3", "4", "5"]
     assert len(placing.strokes(ax)) > 1000
+
+
+def fewer_images(counts: Sequence[int], **where: Any) -> pd.DataFrame:
+    """Bases on all classes, or where `where` says, on so many images per class."""
+    rows = made_up.study(splits=(0,), layers=(1, 3), depth=4)
+    base = rows[rows["treatment"] == "base"].iloc[0].to_dict()
+    base |= {"split": "all", "split_seed": None, "target": "all", "classes": 10, "recipe": "short", **where}
+    more = [
+        {**base, "images_per_class": k, "cell": f"fewer/{k}", "task": f"t{k}", "top1_last": 0.1 + k / 2000}
+        for k in counts
+    ]
+    return pd.concat([rows, pd.DataFrame(more)], ignore_index=True)
+
+
+def test_supplement_is_drawn_from_two_counts_on(tmp_path: Path) -> None:
+    """In both forms, in the page with an alt text that holds its numbers; not with one count, nor is it missed."""
+    two = analysis.write(made_up.folder(tmp_path / "two", fewer_images([10, 500])))
+    assert {"supplement.png", "supplement.svg"} <= {p.name for p in two.paths}
+    page = (two.out / "report.html").read_text()
+    assert re.search(r'aria-label="[^"]*10 10\.50, 500 35\.00; chance 10\.00"', page)
+    assert "another setting" not in page
+    one = analysis.write(made_up.folder(tmp_path / "one", fewer_images([10])))
+    assert "supplement.png" not in {p.name for p in one.paths}
+    assert not any(line.startswith("supplement:") for line in one.skipped)
+
+
+def test_supplement_takes_what_differs_in_nothing_else(tmp_path: Path) -> None:
+    """Another recipe, half or seed is another series; nothing right at all is still drawn, on the linear scale."""
+    frame = fewer_images([10, 50, 500])
+    frame.loc[frame["cell"] == "fewer/500", "recipe"] = "long"
+    frame.loc[frame["cell"] == "fewer/10", "top1_last"] = 0.0
+    results = read(made_up.folder(tmp_path, frame))
+    assert supplement.means(results) == pytest.approx({10: 0.0, 50: 0.125})
+    linear, logarithmic = supplement.draw(results).axes
+    assert linear.get_ylim()[0] <= 0
+    assert logarithmic.get_yscale() == "log"
+    frame.loc[frame["cell"] == "fewer/10", "seed"] = 1
+    assert "no two bases" in str(supplement.reason_against(read(made_up.folder(tmp_path / "seeds", frame))))

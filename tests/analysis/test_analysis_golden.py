@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from analysis import decomposition, figure2, figure3, reference, scope, table1
+from analysis import decomposition, figure2, figure3, reference, scope, supplement, table1
 from analysis.contrasts import contrast
 from analysis.results import Results
 
@@ -126,7 +126,23 @@ def test_settings_do_not_mix(authors: Results) -> None:
     whole = scope.whole(authors)
     assert whole is not None
     assert list(whole.frame.loc[whole.frame["treatment"] == "base", "source_run"]) == ["netbase"]
-    assert any("12 cells" in line for line in scope.left_out(authors))
+    assert scope.left_out(authors) == [], "the short runs stand in the supplement's figure"
+
+
+def test_supplement_is_the_published_curve(authors: Results) -> None:
+    """Accuracy by images per class, as the authors' notebook prints it."""
+    printed = {
+        1300: 0.55176, 1000: 0.54094, 750: 0.51470, 500: 0.47568, 250: 0.38428, 100: 0.00111, 50: 0.00111,
+        25: 0.00108, 10: 0.00107, 5: 0.00108, 2: 0.00445, 1: 0.00380,
+    }  # fmt: skip
+    mine = supplement.means(authors)
+    assert sorted(mine) == sorted(printed)
+    for images, accuracy in printed.items():
+        assert mine[images] == pytest.approx(accuracy, abs=TO), images
+    assert supplement.chance(authors) == pytest.approx(0.001)
+    drawn = supplement.networks(authors)
+    assert "netbase" not in set(drawn["source_run"]), "450,000 iterations: it differs in more than images per class"
+    assert set(drawn.loc[drawn["status"] == "diverged", "images_per_class"]) == {5, 10, 25, 50, 100}
 
 
 def test_reference_is_what_its_generator_writes(tmp_path, authors: Results) -> None:
