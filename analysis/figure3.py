@@ -310,10 +310,7 @@ def _legend(ax: Axes, found: list[Curve], published: list[Curve]) -> None:
     handles = [style.legend_handle("base", 0.8)]
     labels = ["reference: base of the same task"]
     for curve in found:
-        mark = style.MARKS[curve.look]
-        handles.append(
-            Line2D([], [], color=mark.color, ls=mark.line, lw=2, marker=mark.marker, ms=9, mec="black", mew=0.6)
-        )
+        handles.append(style.line_handle(curve.look))
         labels.append(curve.label)
     if published:
         handles.append(Line2D([], [], color="#555555", ls=":", lw=1.2, marker=".", ms=5))

@@ -52,6 +52,8 @@ class Page:
     summary: Summary
     figures: Sequence[Picture]
     decomposition: Table
+    preserved: Table | None
+    """only where the study preserves layers"""
     table1: Sequence[Table]
     verdicts: Sequence[Judged]
     comparison: Picture | None

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analysis.errors import AnalysisError
-from analysis.vocabulary import STATUSES, TREATMENTS, WITHOUT_N, count
+from analysis.vocabulary import STATUSES, TREATMENTS, WITHOUT_N, count, preserved
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -174,7 +174,7 @@ def check(frame: pd.DataFrame, name: str) -> tuple[pd.DataFrame, str, list[str]]
     frame["unit"] = frame["split"] + frame["split_seed"].map(lambda s: "" if pd.isna(s) else f"{s:g}")
     frame["task"] = _tasks(frame)
     frame["setting"] = _settings(frame)
-    unknown = sorted(set(frame["treatment"]) - set(TREATMENTS))
+    unknown = sorted(t for t in set(frame["treatment"]) - set(TREATMENTS) if not preserved(str(t)))
     if unknown:
         notes.append(
             f"treatments that no figure here knows, listed with the cells only: {', '.join(map(str, unknown))}"

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from analysis.units import Estimate
+from analysis.vocabulary import preserved
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -69,6 +70,9 @@ MARKS: Mapping[str, Mark] = {
     "semantic": Mark("#ff8800", "h", 14, (0, (8, 2, 2, 2))),
 }
 
+PRESERVED = (("s", (0, (5, 2))), ("^", (0, (1, 1.2))), ("P", (0, (3, 1, 1, 1))))
+"""marker and line of treatments that preserve 1, 2, 3 and more layers, in a darker shade of their plain treatment"""
+
 Drawn = TypeVar("Drawn")
 
 
@@ -86,6 +90,17 @@ def styled(draw: Callable[..., Drawn]) -> Callable[..., Drawn]:
     inner.__doc__ = draw.__doc__
     inner.__name__ = draw.__name__
     return inner
+
+
+def look(treatment: str) -> Mark:
+    """The mark of a treatment, also with preserved layers."""
+    k = preserved(treatment)
+    if not k:
+        return MARKS[treatment]
+    plain = MARKS[treatment.partition("-preserve")[0]]
+    red, green, blue = (int(plain.color[i : i + 2], 16) * 3 // (3 + min(k, 3)) for i in (1, 3, 5))
+    marker, line = PRESERVED[min(k, len(PRESERVED)) - 1]
+    return Mark(f"#{red:02x}{green:02x}{blue:02x}", marker, 12, line)
 
 
 def figure(width: float, height: float) -> Figure:
@@ -123,7 +138,7 @@ def points(
     label: str | None = None,
 ) -> None:
     """One marker a network; diverged ones hollow with a cross."""
-    mark = MARKS[treatment]
+    mark = look(treatment)
     picture = len(xs) > RASTERIZE
     live = [(x, y) for x, y, d in zip(xs, ys, dead, strict=True) if not d]
     gone = [(x, y) for x, y, d in zip(xs, ys, dead, strict=True) if d]
@@ -188,6 +203,14 @@ def legend_handle(treatment: str, scale: float = 1.0) -> Any:
     return (body, Line2D([], [], ls="none", marker="+", ms=8 * scale, mew=2 * scale, mec="black"))
 
 
+def line_handle(treatment: str) -> Any:
+    """A line with its marker, for legends."""
+    from matplotlib.lines import Line2D
+
+    mark = look(treatment)
+    return Line2D([], [], color=mark.color, ls=mark.line, lw=2, marker=mark.marker, ms=9, mec="black", mew=0.6)
+
+
 def curve(
     ax: Axes,
     treatment: str,
@@ -198,7 +221,7 @@ def curve(
     dodge: float = 0.0,
 ) -> None:
     """A line through means, with t intervals where there are 3 units, and a cross on means with diverged networks."""
-    mark = MARKS[treatment]
+    mark = look(treatment)
     xs = [x + shift for x in found]
     ys = [e.mean * scale for e in found.values()]
     on = joined(found)

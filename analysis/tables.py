@@ -13,6 +13,7 @@ from analysis.vocabulary import count
 
 DAGGER = "†"
 NOT_IDENTIFIED = "not identified"
+FORMS = ("md", "tex", "csv")
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Table:
         return text.getvalue()
 
 
-def save(tables: Sequence[Table], out: Path, name: str, forms: Sequence[str] = ("md", "tex", "csv")) -> list[Path]:
+def save(tables: Sequence[Table], out: Path, name: str, forms: Sequence[str] = FORMS) -> list[Path]:
     """Write tables that belong together as one file a form; gives the paths."""
     paths = []
     for form in forms:

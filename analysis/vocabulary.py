@@ -32,6 +32,18 @@ WITHOUT_N = ("base", "scratch", "base-long")
 STATUSES = ("ok", "diverged", "blocked")
 
 
+def preserved(treatment: str) -> int:
+    """How many copied layers above the frozen ones learn: 1 for `selffer-preserve1`; 0 for every plain treatment."""
+    plain, _, number = treatment.partition("-preserve")
+    return int(number) if plain in SHORT and number.isdecimal() else 0
+
+
+def short(treatment: str) -> str:
+    """`BnB`, or `BnB, preserve 1`."""
+    plain = treatment.partition("-preserve")[0]
+    return SHORT[plain] + (f", preserve {preserved(treatment)}" if preserved(treatment) else "")
+
+
 def layers(which: str, depth: int, present: Iterable[int]) -> tuple[int, ...]:
     """The values of n among `present` that a group of layers means in a network of `depth` layers.
 

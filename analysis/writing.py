@@ -18,13 +18,14 @@ if TYPE_CHECKING:
     from analysis.report import Picture
     from analysis.results import Results
     from analysis.summary import Summary
+    from analysis.tables import Table
 
 
 def write(source: Path, out: Path | None, overlay: str | None) -> analysis.Written:
     """See `analysis.write`."""
     if overlay not in (None, "published"):
         raise AnalysisError(f"overlay {overlay!r}: no such curves; allowed: published")
-    from analysis import comparison, decomposition, report, summary, table1, tables, verdicts
+    from analysis import comparison, decomposition, preserved, report, summary, table1, tables, verdicts
     from analysis.results import read
 
     results = read(source)
@@ -37,11 +38,15 @@ def write(source: Path, out: Path | None, overlay: str | None) -> analysis.Writt
     scope = scopes.main(results)
     judged = verdicts.judge(results)
     page = summary.summarise(results, judged)
-    paths, skipped, pictures = _figures(results, published, published if overlay else None, page, out)
+    for form in tables.FORMS:
+        (out / f"preserved.{form}").unlink(missing_ok=True)
+    kept = None if preserved.reason_against(results) is None else preserved.table(results)
+    paths, skipped, pictures = _figures(results, published, published if overlay else None, page, kept, out)
     ones = table1.tables(scope, results.depth)
     parts = decomposition.table(populations(results))
     paths += tables.save(ones, out, "table1")
     paths += tables.save([parts], out, "decomposition")
+    paths += tables.save([kept], out, "preserved") if kept else []
     paths += tables.save([verdicts.table(judged)], out, "claims", ("md", "csv"))
     (out / "summary.md").write_text(page.markdown(), encoding="utf-8")
     paths.append(out / "summary.md")
@@ -54,6 +59,7 @@ def write(source: Path, out: Path | None, overlay: str | None) -> analysis.Writt
         summary=page,
         figures=list(pictures.values()),
         decomposition=parts,
+        preserved=kept,
         table1=ones,
         verdicts=judged,
         comparison=beside,
@@ -66,10 +72,10 @@ def write(source: Path, out: Path | None, overlay: str | None) -> analysis.Writt
 
 
 def _figures(
-    results: Results, published: Results, overlay: Results | None, page: Summary, out: Path
+    results: Results, published: Results, overlay: Results | None, page: Summary, kept: Table | None, out: Path
 ) -> tuple[list[Path], list[str], dict[str, Picture]]:
     """Draw what can be drawn; the paths, the reasons for what cannot, and the pictures of the report."""
-    from analysis import comparison, figure2, figure2_paired, figure3, report, style, supplement
+    from analysis import comparison, figure2, figure2_paired, figure3, preserved, report, style, supplement
 
     scope, depth = scopes.main(results), results.depth
     theirs = scopes.main(overlay) if overlay else None
@@ -103,6 +109,14 @@ def _figures(
             "Top-1 accuracy of bases in per cent by images per class, linear on top and log-log below: "
             + _counted(results),
             "Accuracy against images per class.",
+        ),
+        "preserved": (
+            preserved.reason_against(results),
+            lambda: preserved.draw(results),
+            "Preserved layers",
+            "Top-1 accuracy in per cent (units) against n, plain and with copied layers above n left to learn. "
+            + (preserved.spoken(kept) if kept else ""),
+            "After the authors' unpublished runs: layers above the frozen ones copied too, and trained.",
         ),
         "comparison": (
             comparison.reason_against(results),

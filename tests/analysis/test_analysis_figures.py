@@ -13,7 +13,8 @@ import pandas as pd
 import pytest
 
 import analysis
-from analysis import figure2, placing, reference, scope, supplement
+from analysis import figure2, placing, preserved, reference, style, supplement
+from analysis import scope as scopes
 from analysis.results import Results, read
 
 
@@ -58,7 +59,7 @@ def written_on(fig: Any) -> Iterator[tuple[str, Any]]:
 @pytest.mark.parametrize("overlay", [False, True], ids=["alone", "with-published"])
 def test_nothing_stands_over_data_in_figure2(study: Results, authors: Results, overlay: bool) -> None:
     """The picture without legend, list and numbers has no marker, line or whisker where they stood."""
-    fig = figure2.draw(scope.main(study), study.depth, scope.main(authors) if overlay else None)
+    fig = figure2.draw(scopes.main(study), study.depth, scopes.main(authors) if overlay else None)
     fig.canvas.draw()
     found = [(what, a, a.get_window_extent() if what != "number" else circle(a)) for what, a in written_on(fig)]
     assert found[0][0] == "legend"
@@ -80,13 +81,13 @@ def circle(number: Any) -> Any:
 def test_a_legend_without_a_free_corner_stands_above_the_frame(tmp_path: Path) -> None:
     """In the middle of the data it would hide some."""
     results = read(made_up.folder(tmp_path, made_up.study(**STUDIES["everywhere"])))
-    ax = figure2.draw(scope.main(results), results.depth).axes[0]
+    ax = figure2.draw(scopes.main(results), results.depth).axes[0]
     assert ax.get_legend().get_window_extent().y0 >= ax.get_window_extent().y1
 
 
 def test_every_explanation_that_is_listed_has_its_number_in_the_picture(authors: Results) -> None:
-    ax = figure2.draw(scope.main(authors), 8).axes[1]
-    shown = figure2.shown_explanations(scope.main(authors))
+    ax = figure2.draw(scopes.main(authors), 8).axes[1]
+    shown = figure2.shown_explanations(scopes.main(authors))
     assert sorted(shown) == [2, 3, 4, 5]
     assert sorted(t.get_text() for what, t in written_on(ax.figure) if what == "number") == ["2", "3", "4", "5"]
     assert len(placing.strokes(ax)) > 1000
@@ -128,3 +129,58 @@ def test_supplement_takes_what_differs_in_nothing_else(tmp_path: Path) -> None:
     assert logarithmic.get_yscale() == "log"
     frame.loc[frame["cell"] == "fewer/10", "seed"] = 1
     assert "no two bases" in str(supplement.reason_against(read(made_up.folder(tmp_path / "seeds", frame))))
+
+
+BNB = {
+    "selffer": (0.61664, 0.61608, 0.61196, 0.59748, 0.58788, 0.61080, 0.61540),
+    "selffer-preserve1": (0.61944, 0.62212, 0.61428, 0.60448, 0.58748, 0.61200, 0.61532),
+    "selffer-preserve2": (0.62848, 0.62164, 0.61400, 0.60380, 0.58520, 0.61256),
+}
+"""the authors' unpublished single runs, as typed into their notebook"""
+
+
+def preserving(seeds: Sequence[int] = (0,)) -> pd.DataFrame:
+    """Those numbers on one half, and plain BnB on the other half and of another seed, which preserve nothing."""
+    rows = made_up.study(splits=(0,), seeds=(0, 1), treatments=("base", "selffer"))
+    here = (rows["target"] == "A") & rows["seed"].isin(seeds) & (rows["treatment"] == "selffer")
+    made = []
+    for treatment, accuracies in BNB.items():
+        for cell in rows[here & (rows["n"] <= len(accuracies))].to_dict("records"):
+            name = f"{treatment}/{cell['cell']}"
+            made.append({**cell, "treatment": treatment, "cell": name, "top1_last": accuracies[cell["n"] - 1]})
+    return pd.concat([rows[~here], pd.DataFrame(made)], ignore_index=True)
+
+
+def test_preserved_layers_stand_beside_their_plain_treatment(tmp_path: Path) -> None:
+    """On the tasks and seeds that have them; the main lines do not see them."""
+    results = read(made_up.folder(tmp_path, preserving()))
+    assert not any("no figure here knows" in note for note in results.notes)
+    scope = preserved.beside(scopes.main(results))
+    assert preserved.found(scope) == {"selffer": ["selffer-preserve1", "selffer-preserve2"]}
+    for treatment, accuracies in BNB.items():
+        means = figure2.lines_of(scope, treatment)
+        assert [means[n].mean for n in sorted(means)] == pytest.approx(accuracies)
+    table = preserved.table(results)
+    assert table.rows[1][:4] == ["BnB", "2", "61.61 (1)", "62.21 (1)"]
+    assert table.rows[1][4].startswith("+0.60 (1 seed")
+    assert table.rows[6][5:] == ["-", "-"], "with 7 of 8 layers frozen there are no two to preserve"
+    without = read(made_up.folder(tmp_path / "without", preserving().query("~treatment.str.contains('preserve')")))
+    assert figure2.lines(scopes.main(results)) == figure2.lines(scopes.main(without)), "never pooled"
+    panel = preserved.draw(results).axes[0]
+    assert [t.get_text() for t in panel.get_legend().get_texts()] == ["BnB", "BnB, preserve 1", "BnB, preserve 2"]
+    assert len({style.look(t).marker for t in BNB}) == len({str(style.look(t).line) for t in BNB}) == 3, (
+        "without colour"
+    )
+
+
+def test_preserved_layers_are_written_only_where_there_are_some(tmp_path: Path) -> None:
+    """Figure, table and page; and an older study's do not stay behind."""
+    files = {f"preserved.{kind}" for kind in ("png", "svg", "md", "tex", "csv")}
+    first = analysis.write(made_up.folder(tmp_path / "first", preserving()), tmp_path / "out")
+    assert files <= {p.name for p in first.paths}
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "BnB, n = 2: plain 61.61 (1), preserve 1 62.21 (1)" in page
+    assert "Preserved layers above the frozen ones" in page
+    analysis.write(made_up.folder(tmp_path / "second", made_up.study(splits=(0,))), tmp_path / "out")
+    assert not files & {p.name for p in (tmp_path / "out").iterdir()}
+    assert "reserve" not in (tmp_path / "out" / "report.html").read_text()
