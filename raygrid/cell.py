@@ -262,9 +262,14 @@ class Cell(Frozen):
         object.__setattr__(copy, "__dict__", {**self.__dict__, "n": n})
         return copy
 
+    @property
+    def stretch(self) -> int:
+        """How many times as long as its recipe the cell is trained: `base-long` twice, its schedule stretched."""
+        return 2 if self.treatment == "base-long" else 1
+
     def steps(self, facts: DatasetFacts) -> int:
-        """Training steps; `base-long` makes twice as many."""
-        return self.recipe.steps(self.target.images(facts)) * (2 if self.treatment == "base-long" else 1)
+        """Training steps."""
+        return self.recipe.steps(self.target.images(facts)) * self.stretch
 
 
 _cell_fields = itemgetter(*sorted(Cell.model_fields))

@@ -169,7 +169,7 @@ class Meter:
             return None
         if cell.base is not None:
             return cell.base.address
-        return f"random-{cell.seed} {self._text(cell.network)} {self._text(cell.recipe.numerics)}"
+        return f"random-{cell.seed} {cell.recipe.normalization} {self._text(cell.network)} {self._text(cell.recipe.numerics)}"
 
     def _keep(self, *things: object) -> None:
         self._alive.update((id(thing), thing) for thing in things)
@@ -186,7 +186,7 @@ class Meter:
             self._images[id(target)] = target.images(self.facts), target.test_images(self.facts)
         train, test = self._images[id(target)]
         normal = recipe.steps(train)
-        steps = normal * (2 if cell.treatment == "base-long" else 1)
+        steps = normal * cell.stretch
         tested = 0
         if self.evaluate:
             on_the_way = min(recipe.evaluation_images or test, test)

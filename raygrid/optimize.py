@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from raygrid.study import Recipe
 
 
-def learning_rate(recipe: Recipe, step: int, total: int) -> float:
-    """Learning rate of a step (counted from 0) of a training of `total` steps.
+def learning_rate(recipe: Recipe, step: int, total: int, stretch: int = 1) -> float:
+    """Learning rate of a step (counted from 0) of a training of `total` steps, `stretch` times as many as the recipe's.
 
     `one-cycle` equals torch.optim.lr_scheduler.OneCycleLR with its defaults (warm-up over 30 % from lr / 25, cosine
     down to lr / 250,000). `step` multiplies by `factor` every `every` iterations (paper: 0.1 every 100,000).
@@ -22,7 +22,7 @@ def learning_rate(recipe: Recipe, step: int, total: int) -> float:
         return recipe.lr
     if schedule.kind == "step":
         assert schedule.every is not None
-        every = schedule.every if schedule.every > 1 else schedule.every * total
+        every = schedule.every * stretch if schedule.every > 1 else schedule.every * total
         return recipe.lr * schedule.factor ** int(step / every + 1e-9)
     lowest = recipe.lr / 25
     turn, end = 0.3 * total - 1, total - 1
@@ -50,8 +50,6 @@ class Optimizer:
         biases = [p for p in self.parameters if p.dim() == 1]
         groups = [(weights, recipe.weight_decay, 1.0)]
         groups += [(biases, recipe.weight_decay * recipe.bias_decay, recipe.bias_lr)]
-        if recipe.numerics.optimizer == "for-loop":
-            groups = [([p], decay, factor) for group, decay, factor in groups for p in group]
         self._groups = [group for group in groups if group[0]]
         """parameters that are updated together, their weight decay, their factor on the learning rate"""
 

@@ -169,7 +169,6 @@ class Numerics(Frozen):
     memory_format: Literal["channels_last", "contiguous"] = "channels_last"
     autocast: Literal["none", "bfloat16"] = "none"
     """`bfloat16` pays on CPUs with AVX512-BF16 or AMX and on GPUs, and is slow elsewhere"""
-    optimizer: Literal["foreach", "for-loop"] = "foreach"
     threads: Annotated[int, Field(ge=1, le=64)] = 1
     """CPU threads a cell"""
 

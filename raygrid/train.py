@@ -44,7 +44,7 @@ from raygrid.record import (
     write_record,
 )
 from raygrid.store import Leases, Store
-from raygrid.transplant import assemble, freeze, frozen_fingerprint
+from raygrid.transplant import assemble, fingerprint, freeze, frozen_fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -191,6 +191,8 @@ class _Loop:
         before = None
         if cell.frozen:
             before = frozen_fingerprint(network, cell.frozen)
+            if base is not None:  # what was copied counts, not what the copy came to
+                before = fingerprint({name: base[name] for name in network.tensors(1, cell.frozen)})
             trunk = self._trunk(cell, network)
         trained = [
             p for number in range(cell.frozen + 1, network.depth + 1) for p in network.stage(number).parameters()
@@ -222,7 +224,10 @@ class _Loop:
 
     def _trunk(self, cell: Cell, network: StagedNetwork) -> Trunk:
         """Let a frozen cell stand on the trunk of its origin."""
-        name = f"random-{cell.seed}" if cell.base is None else cell.base.address
+        if cell.base is not None:
+            name = cell.base.address
+        else:  # filters of one seed are the same, what is subtracted before them need not be
+            name = f"random-{cell.seed}-{cell.recipe.normalization}"
         origin = digest([name, cell.network.model_dump(), cell.recipe.numerics.model_dump()])
         trunk = self.trunks.setdefault(origin, Trunk(network.input))
         network.input = trunk.input
@@ -307,7 +312,7 @@ class _Loop:
                 member.optimizer.zero_grad()
                 loss.backward()
                 member.losses[member.step] = loss.detach()
-                member.optimizer.step(learning_rate(member.cell.recipe, member.step, member.total))
+                member.optimizer.step(learning_rate(member.cell.recipe, member.step, member.total, member.cell.stretch))
                 member.step += 1
             self.stepping = None
 
@@ -322,20 +327,21 @@ class _Loop:
 
     def _test(self, members: list[Member], tests: TestSet) -> None:
         """Test members on the target's test images; the last test uses all of them."""
-        for whole in (False, True):
-            group = [m for m in members if (m.step >= m.total) == whole]
-            if group:
-                scores = self._scores(group, tests, whole)
-                for member, score in zip(group, scores, strict=True):
-                    member.history.append(self._evaluation(member, score))
+        groups: dict[int | None, list[Member]] = {}
+        for member in members:
+            few = None if member.step >= member.total else member.cell.recipe.evaluation_images
+            groups.setdefault(few, []).append(member)
+        for few, group in groups.items():
+            for member, score in zip(group, self._scores(group, tests.batches(few)), strict=True):
+                member.history.append(self._evaluation(member, score))
 
-    def _scores(self, members: list[Member], tests: TestSet, whole: bool) -> list[dict[str, float]]:
+    def _scores(self, members: list[Member], batches: Iterable[Batch]) -> list[dict[str, float]]:
         for member in members:
             member.network.eval()
         totals = [torch.zeros(3, dtype=torch.float64, device=self.bench.device) for _ in members]
         images = 0
         with torch.no_grad():
-            for batch in tests.batches(whole):
+            for batch in batches:
                 tensors = inputs(batch, self.bench.device)
                 labels = tensors[1]
                 images += len(labels)
@@ -364,7 +370,7 @@ class _Loop:
             top1=total["top1"] / total["images"],
             top5=total["top5"] / total["images"] if len(member.cell.target.classes) >= 10 else None,
             loss=loss if np.isfinite(loss) else None,
-            lr=learning_rate(member.cell.recipe, member.step - 1, member.total),
+            lr=learning_rate(member.cell.recipe, member.step - 1, member.total, member.cell.stretch),
         )
 
     def _report(self, members: Iterable[Member], speed: float) -> None:

@@ -87,7 +87,6 @@ def test_how_it_runs_cannot_reach_the_hash(override: str) -> None:
         "recipe.numerics.autocast=bfloat16",
         "recipe.numerics.memory_format=contiguous",
         "recipe.numerics.threads=2",
-        "recipe.numerics.optimizer=for-loop",
         "network.width=0.5",
         "network.dropout=0.1",
         "images_per_class=40",
@@ -119,6 +118,32 @@ def test_alone_equals_in_a_cohort(world, tmp_path: Path) -> None:
     for cell in second_phase(world):
         train_cohort([cell], Bench(store, world.plan.facts))
     same(world, store, second_phase(world))
+
+
+MIXED = (
+    TINY
+    + """\
+grid:
+  - {}
+  - recipe: {evaluation_images: 30, lr: 0.02, normalization: mean-image, augmentation: {padding: 0}}
+  - recipe: {evaluation_images: null, lr: 0.01, augmentation: {padding: 0}}
+  - recipe: {epochs: 4, sgd: caffe, bias_lr: 2, schedule: {kind: step, every: 40}, augmentation: {padding: 0}}
+  - recipe: {numerics: {memory_format: contiguous}, augmentation: {padding: 0}}
+"""
+)
+
+
+def test_mates_of_other_recipes_change_nothing(tmp_path: Path) -> None:
+    """What a stream lets differ: tests, normalisation, length, solver, memory format."""
+    few = ["recipe.epochs=3", "layers=[1, 7]", "treatments=[base, scratch, transfer, transfer+, random]"]
+    world = make_world(tmp_path / "together", MIXED, few)
+    groups = streams(world.plan.cells)
+    assert max(len({c.recipe for c in group}) for group in groups) >= 4
+    alone = world.fresh(tmp_path / "alone", bases=False)
+    for group in groups:
+        for cell in group:
+            train_cohort([cell], Bench(alone, world.plan.facts))
+    same(world, alone, world.plan.cells)
 
 
 def test_any_order_and_any_cut_give_the_same(world, tmp_path: Path) -> None:
@@ -411,13 +436,13 @@ def test_a_failing_cell_fails_alone(world, tmp_path: Path, monkeypatch: pytest.M
     bad = find(world, "B4B+")
     real = train.learning_rate
 
-    def failing(recipe, step, total):
+    def failing(recipe, step, *rest):
         import inspect
 
         member = inspect.currentframe().f_back.f_locals.get("member")
         if member is not None and member.cell.address == bad.address and step == 11:
             raise ZeroDivisionError("made to fail")
-        return real(recipe, step, total)
+        return real(recipe, step, *rest)
 
     monkeypatch.setattr(train, "learning_rate", failing)
     outcomes = train_cohort(cells, Bench(store, world.plan.facts))

@@ -196,9 +196,8 @@ PAPERS = {"momentum": 0.9, "weight_decay": 0.05, "bias_lr": 2, "bias_decay": 0, 
 DROP = [0.1] * 12 + [0.01] * 12
 
 
-@pytest.mark.parametrize("kernel", ["foreach", "for-loop"])
-def test_the_solver_is_caffes_over_a_drop_of_the_rate(kernel: str) -> None:
-    recipe = Recipe(iterations=1, sgd="caffe", numerics={"optimizer": kernel}, **PAPERS)
+def test_the_solver_is_caffes_over_a_drop_of_the_rate() -> None:
+    recipe = Recipe(iterations=1, sgd="caffe", **PAPERS)
     w, b, vw, vb = np.array([[1.0, -2.0]]), np.array([0.5]), 0.0, 0.0
     for step, rate in enumerate(DROP):
         vw = 0.9 * vw + rate * (np.array([[math.sin(step + 1), 0.3]]) + 0.05 * w)
@@ -223,6 +222,15 @@ def test_the_papers_schedules(published: Plan) -> None:
     assert [learning_rate(short, s, 200_000) for s in (0, 63_999, 64_000, 128_000, 192_000)] == pytest.approx(
         [0.0125, 0.0125, 0.00125, 0.000125, 0.0000125], rel=1e-12
     )
+
+
+def test_base_long_stretches_the_schedule(balanced: Plan) -> None:
+    """Twice the steps at each rate: else its second half would stand still, and it would be no control."""
+    long = next(c for c in balanced.cells if c.treatment == "base-long")
+    total = long.steps(balanced.facts)
+    assert total == 900_000
+    rates = [learning_rate(long.recipe, step, total, long.stretch) for step in (0, 199_999, 200_000, 450_000, 899_999)]
+    assert rates == pytest.approx([0.01, 0.01, 1e-3, 1e-4, 1e-6], rel=1e-12)
 
 
 def test_a_drop_given_as_a_fraction_falls_on_its_step() -> None:
@@ -296,7 +304,7 @@ class Pictures:
 
 def test_images_are_cropped_to_227_anywhere_in_training_and_at_14_14_in_tests(published: Plan) -> None:
     cell = published.cells[0]
-    test = TestSet(Pictures(3), cell).batches(whole=True)[0]
+    test = TestSet(Pictures(3), cell).batches(None)[0]
     assert test.images_BHWC.shape == (3, 227, 227, 3)
     assert np.all(test.images_BHWC[:, 0, 0, :2] == 14) and not test.flips_B.any()
     batch = Stream(Pictures(40), cell).batch(5)

@@ -116,13 +116,11 @@ class TestSet:
         self.rows = images.rows(cell.target.classes, None)
         self.labels = ranks(cell.target, images.labels[self.rows])
         self.augmentation = cell.recipe.augmentation
-        few = cell.recipe.evaluation_images
-        order = generator(cell.target.id, "evaluation").permutation(len(self.rows))
-        self.few = np.sort(order[:few]) if few is not None and few < len(self.rows) else np.arange(len(self.rows))
+        self._order = generator(cell.target.id, "evaluation").permutation(len(self.rows))
 
-    def batches(self, whole: bool) -> list[Batch]:
-        """All test images, or the fixed few of the tests on the way."""
-        chosen = np.arange(len(self.rows)) if whole else self.few
+    def batches(self, few: int | None) -> list[Batch]:
+        """All test images, or the fixed few of the tests on the way (`recipe.evaluation_images`)."""
+        chosen = np.sort(self._order[:few])
         return [self._batch(chosen[i : i + EVALUATION_BATCH]) for i in range(0, len(chosen), EVALUATION_BATCH)]
 
     def _batch(self, where: np.ndarray) -> Batch:
