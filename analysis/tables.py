@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -159,7 +160,7 @@ def tex(text: str) -> str:
         (">", r"$>$"),
     ):
         text = text.replace(plain, escaped)
-    return text
+    return re.sub(r"(?<![\w.])-(?=\d)", "$-$", text)  # a minus, no hyphen
 
 
 def _caption(title: str) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -25,3 +27,16 @@ def published() -> list[dict[str, str]]:
     9838c27); letters as in the authors' folders."""
     with (HERE / "published_points.csv").open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+@pytest.fixture
+def need() -> Callable[[bool, str], None]:
+    """Skip with the reason where something is not there; with RAYGRID_NO_SKIP=1 that is a failure."""
+
+    def check(there: bool, reason: str) -> None:
+        if not there and os.environ.get("RAYGRID_NO_SKIP") == "1":
+            pytest.fail(f"RAYGRID_NO_SKIP=1, but: {reason}")
+        if not there:
+            pytest.skip(reason)
+
+    return check

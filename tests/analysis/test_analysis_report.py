@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import ClassVar
 
 import made_up_studies as made_up
+import pandas as pd
 import pytest
 
 import analysis
@@ -120,12 +123,13 @@ def test_page_is_well_formed(page: str) -> None:
 
 
 @pytest.mark.browser
-def test_opens_in_a_real_browser(demo: analysis.Written, tmp_path: Path) -> None:
+def test_opens_in_a_real_browser(demo: analysis.Written, tmp_path: Path, need: Callable[[bool, str], None]) -> None:
     """Desk and phone, light and dark: no error, no request but the file, nothing wider than the screen; sorting and
     filtering work. Screenshots are left in the test's folder."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if not Path(CHROMIUM).exists():
-        pytest.skip(f"no {CHROMIUM}: install Debian's chromium")
+    need(importlib.util.find_spec("playwright") is not None, "playwright is not installed: pip install playwright")
+    need(Path(CHROMIUM).exists(), f"no {CHROMIUM}: install Debian's chromium")
+    from playwright import sync_api as playwright
+
     errors: list[str] = []
     requests: list[str] = []
     with playwright.sync_playwright() as driver:
@@ -162,40 +166,40 @@ def test_opens_in_a_real_browser(demo: analysis.Written, tmp_path: Path) -> None
     assert all(url.startswith(("file:", "data:")) for url in requests), requests
 
 
-def test_latex_tables_compile(tmp_path: Path) -> None:
-    """All tables of the authors' logs, with their marks, in one document."""
-    if shutil.which("pdflatex") is None:
-        pytest.skip("no pdflatex: install texlive-latex-recommended")
-    from analysis import decomposition, scope, table1, tables
-    from analysis.results import read
-
-    results = read(reference.PATH)
-    tables.save(table1.tables(scope.main(results), results.depth), tmp_path, "table1")
-    tables.save(
-        [decomposition.table([scope.main(results), scope.other(results) or scope.main(results)])], tmp_path, "parts"
+def test_latex_tables_compile(tmp_path: Path, need: Callable[[bool, str], None]) -> None:
+    """All tables that a study can have, with their marks, in one document with the real booktabs: no error, and no
+    table wider than the page."""
+    need(shutil.which("pdflatex") is not None, "no pdflatex: install Debian's texlive-latex-base")
+    found = subprocess.run(["kpsewhich", "booktabs.sty"], capture_output=True, text=True).stdout.strip()
+    need(bool(found), "no booktabs: install Debian's texlive-latex-recommended")
+    analysis.write(reference.PATH, tmp_path / "authors")
+    frame = made_up.study(splits=(0,), layers=(1, 4), treatments=("base", "selffer", "transfer"))
+    kept = frame[frame["n"] > 0].assign(
+        treatment=lambda f: f["treatment"] + "-preserve1", cell=lambda f: f["cell"] + "p"
     )
+    analysis.write(made_up.folder(tmp_path / "kept", pd.concat([frame, kept])), tmp_path / "kept")
+    inputs = sorted(p.relative_to(tmp_path).with_suffix("") for p in tmp_path.glob("*/*.tex"))
+    assert {p.name for p in inputs} == {"table1", "decomposition", "preserved"}
     document = (
-        r"\documentclass{article}\usepackage[landscape,margin=1cm]{geometry}\usepackage{booktabs}"
-        r"\begin{document}\input{table1}\input{parts}\end{document}"
+        r"\documentclass{article}\usepackage[landscape,margin=1cm]{geometry}\usepackage{booktabs}\begin{document}"
+        + "".join(rf"\input{{{p}}}\clearpage " for p in inputs)
+        + r"\end{document}"
     )
     (tmp_path / "all.tex").write_text(document)
-    found = subprocess.run(["kpsewhich", "booktabs.sty"], capture_output=True, text=True).stdout.strip()
-    if not found:  # a small TeX installation: its three rules are stood in for, the rest is compiled as it is
-        rules = "".join(rf"\newcommand{{\{name}rule}}{{\hline}}" for name in ("top", "mid", "bottom"))
-        (tmp_path / "booktabs.sty").write_text(rules)
     done = subprocess.run(
         ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "all.tex"],
         cwd=tmp_path,
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 0, done.stdout[-2000:]
+    log = done.stdout
+    assert done.returncode == 0, log[-2000:]
+    assert re.sub(r"\s", "", found) in re.sub(r"\s", "", log), "the package itself, not a stand-in"
+    assert not re.findall(r"Overfull \\hbox.*", log)
     assert (tmp_path / "all.pdf").stat().st_size > 10_000
 
 
 def test_csv_tables_read_back(demo: analysis.Written) -> None:
-    import pandas as pd
-
     table = pd.read_csv(demo.out / "table1.csv")
     assert set(table["form"]) == {"pooled", "own base", "paired"}
     parts = pd.read_csv(demo.out / "decomposition.csv")
