@@ -3,15 +3,23 @@
 Runs without Ray and torch. Plans and plays through 100,000 cells, then simulates the 232 networks of the balanced
 grid (4 random splits, 8 layers, CaffeNet) on 1 to 128 devices. Times are CPU seconds of this process beside wall
 seconds, since machines are shared; memory is the peak of the whole process.
+
+16 input passes, one a stream, leave the 8 streams of the second phase whole: at best ceil(8 / devices) of them follow
+each other on one device. Where devices do not divide 8 that takes longer than the goal for the makespan allows, and
+some streams must be cut; to 8 devices the fewest passes that can meet that goal stand beside those of the schedule.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import resource
 import time
+from collections import defaultdict
+from functools import cache
 from typing import Any
 
+from raygrid.agenda import Entry, Pricing, load
 from raygrid.cell import DatasetFacts
 from raygrid.cost import Meter, ideal
 from raygrid.plan import Plan, Simulation, plan, simulate
@@ -19,6 +27,11 @@ from raygrid.study import Study
 
 CELLS = 100_000
 DEVICES = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128)
+
+
+PHASES = ("base", "retrain")
+GOAL = 1.05
+"""makespan over its bound, to 8 devices"""
 
 
 def facts(classes: int) -> DatasetFacts:
@@ -88,15 +101,46 @@ def scale(classes: int, splits: int) -> dict[str, float]:
     }
 
 
+@cache
+def fewest_parts(streams: int, devices: int, room: float) -> float:
+    """Fewest parts of equal streams that fit on devices of which each has room for so many of them.
+
+    Streams and devices hang together by the parts: each group of s streams on d devices has at least s + d - 1 parts
+    (it is a connected graph of s + d nodes) and room for all its streams (d rooms).
+    """
+    if not streams:
+        return 0
+    groups = [(s, math.ceil(s / room - 1e-9)) for s in range(1, streams + 1)]
+    rest = [s + d - 1 + fewest_parts(streams - s, devices - d, room) for s, d in groups if d <= devices]
+    return min(rest, default=math.inf)
+
+
+def input_limits(planned: Plan, meter: Meter, devices: int, best: float) -> dict[str, float]:
+    """The least makespan over its bound with every stream whole, and the fewest input passes within the goal. A device
+    begins with the second phase when the first base has ended, or later."""
+    streams: dict[str, list[Entry]] = defaultdict(list)
+    for entry in map(Pricing(meter), planned.cells):
+        streams[entry.cell.stream].append(entry)
+    costs = {phase: [load(es).cost for es in streams.values() if es[0].cell.phase == phase] for phase in PHASES}
+    base, stream, count = min(costs["base"]), min(costs["retrain"]), len(costs["retrain"])
+    room = (GOAL * best - base) / stream
+    return {
+        "ratio_if_streams_are_whole": round(max(1.0, (base + math.ceil(count / devices) * stream) / best), 4),
+        "fewest_passes_within_goal": len(costs["base"]) + int(fewest_parts(count, devices, room)),
+    }
+
+
 def row(planned: Plan, meter: Meter, devices: int, unit: float) -> dict[str, float]:
     """The balanced grid on some number of devices; times in full trainings."""
     played: Simulation = simulate(planned, devices, meter=meter)
     limit = played.bound
+    limits = input_limits(planned, meter, devices, limit.best) if devices <= 8 else {}
+    least = " (fewest within goal {fewest_passes_within_goal}; streams whole: ratio {ratio_if_streams_are_whole:.3f})"
     print(
         f"{devices:4d} devices: makespan {played.makespan / unit:7.2f}, bound {limit.best / unit:7.2f} "
         f"(path {limit.critical_path / unit:.2f}, work {limit.work / unit:.2f}, crowding {limit.crowding / unit:.2f}), "
         f"ratio {played.ratio:.3f}, busy {played.busy:4.0%}, cohorts {len(played.cohorts):3d}, "
-        f"input passes {played.input_passes:3d}"
+        f"input passes {played.input_passes:3d}" + (least.format(**limits) if limits else "")
     )
     return {
         "devices": devices,
@@ -107,6 +151,7 @@ def row(planned: Plan, meter: Meter, devices: int, unit: float) -> dict[str, flo
         "busy": round(played.busy, 3),
         "cohorts": len(played.cohorts),
         "input_passes": played.input_passes,
+        **limits,
     }
 
 

@@ -17,8 +17,8 @@ from typing import NamedTuple, Protocol
 from raygrid.cell import Cell, DatasetFacts
 from raygrid.cost import CellCost, Footprint, Meter, device
 
-SLACK = 1.02
-"""a stream goes out whole if it takes at most this multiple of the level"""
+SLACK = 0.02
+"""a stream goes out whole if it ends later than the level by at most this fraction of all the time until then"""
 PATIENCE = 0.05
 """a stream whose last base is about to end is waited for, at most this fraction of the stream's own cost"""
 
@@ -222,11 +222,12 @@ class Agenda:
         name = self._first(gating=True)
         if name is not None:
             return self._hand_out(name, max(self._level(gating=True), self._streams[name].longest))
-        level = SLACK * self._level(gating=False)
+        level = self._level(gating=False)
+        late = level + SLACK * (self._now + level)
         name = self._first(gating=False)
-        if name is not None and not self._streams[name].awaited and self._streams[name].cost <= level:
-            return self._hand_out(name, level)
-        return self._part(level)
+        if name is not None and not self._streams[name].awaited and self._streams[name].cost <= late:
+            return self._hand_out(name, late)
+        return self._part(level * (1 + SLACK))
 
     def finish(self, cohort: Cohort, outcomes: Mapping[str, str]) -> None:
         """Take note of a cohort's end: address -> status. Cells without an outcome (another launch trains them) go back

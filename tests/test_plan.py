@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.plan_scale import input_limits
 from raygrid.agenda import Pricing, load
 from raygrid.cell import HASH_LENGTH, Cell, DatasetFacts, digest
 from raygrid.cost import DEVICES, Meter, cohort_bytes, ideal
@@ -259,6 +260,15 @@ def test_the_balanced_grid_takes_16_input_passes_where_devices_divide_its_target
     played = simulate(BALANCED, devices)
     assert played.input_passes == len(played.cohorts) == 16
     assert played.ratio == pytest.approx(1.0, abs=1e-3)
+
+
+@pytest.mark.parametrize(("devices", "passes", "fewest"), [(3, 18, 18), (5, 20, 19), (6, 20, 20), (7, 23, 20)])
+def test_where_they_do_not_few_streams_are_cut(devices: int, passes: int, fewest: int) -> None:
+    played = simulate(BALANCED, devices)
+    assert played.input_passes <= passes
+    # 16 would be 8 whole streams, two on one device, and far from the bound; fewer than these are so too
+    limits = input_limits(BALANCED, Meter(BALANCED.facts), devices, played.bound.best)
+    assert limits["ratio_if_streams_are_whole"] > 1.08 and limits["fewest_passes_within_goal"] == fewest
 
 
 @pytest.mark.parametrize("devices", [3, 5, 6, 7, 9, 12, 16, 24, 32, 48, 64, 80, 96, 112, 128])
