@@ -7,9 +7,10 @@ layer above a frozen trunk. Plain numbers: no torch, no files, no clock.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 
 from raygrid.architectures import ARCHITECTURES, StageShape, shapes
 from raygrid.cell import Cell, DatasetFacts
@@ -169,7 +170,8 @@ class Meter:
             return None
         if cell.base is not None:
             return cell.base.address
-        return f"random-{cell.seed} {cell.recipe.normalization} {self._text(cell.network)} {self._text(cell.recipe.numerics)}"
+        kind = f"random-{cell.seed} {cell.recipe.normalization}"
+        return f"{kind} {self._text(cell.network)} {self._text(cell.recipe.numerics)}"
 
     def _keep(self, *things: object) -> None:
         self._alive.update((id(thing), thing) for thing in things)
@@ -239,7 +241,7 @@ def _footprint(stages: Sequence[StageCost], cell: Cell) -> Footprint:
     )
 
 
-def cohort_bytes(cells: Sequence[Cell], meter: Meter, device: str = "cpu") -> int:
+def cohort_bytes(cells: Sequence[Cell], meter: Meter, kind: str = "cpu") -> int:
     """Predicted peak memory of a cohort on its device, bytes, with the fixed part that a process takes there."""
     costs = [(meter.trunk_name(cell), meter(cell).footprint) for cell in cells]
     trunks: dict[str, int] = {}
@@ -248,7 +250,7 @@ def cohort_bytes(cells: Sequence[Cell], meter: Meter, device: str = "cpu") -> in
             trunks[name] = max(trunks.get(name, 0), foot.trunk)
     batch = cells[0].recipe.batch_size * 4 * 3 * (cells[0].recipe.augmentation.crop or cells[0].image_size) ** 2
     members = sum(foot.member + foot.tap for _, foot in costs)
-    return DEVICES[device].fixed_bytes + batch + members + sum(trunks.values()) + max(f.passing for _, f in costs)
+    return device(kind).fixed_bytes + batch + members + sum(trunks.values()) + max(f.passing for _, f in costs)
 
 
 # --- seconds ---------------------------------------------------------------------------------------------------------
@@ -315,6 +317,7 @@ DEVICES: dict[str, Device] = {
     "A100": _gpu(312, 19.5, 1555, 40),
     "A100-80GB": _gpu(312, 19.5, 2039, 80),
     "H100": _gpu(989, 67, 3350, 80),
+    "H200": _gpu(989, 67, 4800, 141),
     "L4": _gpu(121, 30, 300, 24),
     "A10G": _gpu(70, 31, 600, 24),
     "T4": _gpu(8.1, 8.1, 320, 16, "; no bf16 units, so fp32"),
@@ -332,12 +335,34 @@ CONTIGUOUS = replace(
 
 
 def device(name: str, numerics: Numerics | None = None) -> Device:
-    """The device kind of a name. Raises UserError, with the known ones, where there is none."""
-    if name not in DEVICES:
-        raise UserError(f"device kind {name!r} is not known{closest(name, DEVICES)}")
+    """The device kind of a name; `0.25 L4` is a quarter of one. Raises UserError, with the known ones, where there is
+    none."""
     if name == "cpu" and numerics is not None and numerics.memory_format == "contiguous":
         return CONTIGUOUS
-    return DEVICES[name]
+    share, _, whole = name.rpartition(" ")
+    if whole not in DEVICES:
+        raise UserError(f"device kind {whole!r} is not known{closest(whole, DEVICES)}")
+    return _part(whole, float(share)) if share else DEVICES[whole]
+
+
+@cache
+def _part(name: str, share: float) -> Device:
+    """What a trial gets of a device that others share: its part of all rates and of the memory."""
+    whole = DEVICES[name]
+    return replace(
+        whole,
+        flops_per_s=whole.flops_per_s * share,
+        fp32_flops_per_s=whole.fp32_flops_per_s * share,
+        bytes_per_s=whole.bytes_per_s * share,
+        memory=int(whole.memory * share),
+    )
+
+
+def kind_of(gpu: str) -> str | None:
+    """The device kind of a GPU's full name (`NVIDIA A100-SXM4-80GB`), or None where it is not known."""
+    words = re.split(r"[ -]", gpu)
+    found = [kind for kind in DEVICES if all(part in words for part in kind.split("-"))]
+    return max(found, key=len, default=None)
 
 
 def seconds(cells: Sequence[Cell], meter: Meter, kind: str = "cpu") -> float:

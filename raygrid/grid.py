@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import hashlib
+import ipaddress
 import json
 import logging
 import os
@@ -17,6 +19,7 @@ import secrets
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -26,10 +29,13 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import IO, Any, Protocol
+from urllib.parse import urlsplit
+
+import psutil
 
 from raygrid.cell import Cell
-from raygrid.cost import DEVICES, Meter, seconds
-from raygrid.errors import EnvironmentError_, RaygridError, StoreError
+from raygrid.cost import DEVICES, Meter, kind_of, seconds
+from raygrid.errors import EnvironmentError_, RaygridError, StoreError, UserError
 from raygrid.plan import Agenda, Cohort, Plan, addresses
 from raygrid.record import Record, find_record
 from raygrid.store import LEASE_DEAD_S, Store
@@ -144,6 +150,21 @@ def in_process_device(execution: Execution) -> str:
     return _device(execution, torch.cuda.is_available())
 
 
+def in_process_kind(execution: Execution) -> tuple[str | None, int | None]:
+    """Device kind for predictions of `run_in_process`, None for a GPU that `cost` does not know, and then its bytes."""
+    if in_process_device(execution) == "cpu":
+        return "cpu", None
+    import torch
+
+    kind = kind_of(torch.cuda.get_device_name())
+    return kind, None if kind else torch.cuda.mem_get_info()[1]
+
+
+def _share(kind: str | None, execution: Execution) -> str | None:
+    """What one trial has of a GPU of a kind, in the words of `cost.device`."""
+    return kind if kind is None or execution.gpu >= 1 else f"{execution.gpu:g} {kind}"
+
+
 def run_in_process(grid: Grid, execution: Execution) -> None:
     """Train cohort after cohort here, without Ray."""
     import torch
@@ -238,7 +259,7 @@ class Cluster:
         """Device kind for predictions (a key of `cost.DEVICES`); None for GPUs that it does not know."""
         if not self.most_gpus or execution.device == "cpu":
             return "cpu"
-        return self.gpu
+        return _share(self.gpu, execution)
 
 
 def _settle() -> str | None:
@@ -253,7 +274,23 @@ def _settle() -> str | None:
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _own_token()}
     elif TOKEN.exists() or os.environ.get("RAY_AUTH_TOKEN"):
         os.environ.setdefault("RAY_AUTH_MODE", "token")
+    if address not in (None, "local") and os.environ.get("RAY_AUTH_MODE") != "token":
+        _warn_of(address)
     return address
+
+
+@cache
+def _warn_of(address: str) -> None:
+    """Say once that a cluster lets everybody in, unless this machine alone can reach it."""
+    host = (urlsplit(address if "://" in address else f"//{address}").hostname or "").partition("%")[0]
+    with contextlib.suppress(ValueError):
+        if host == "localhost" or ipaddress.ip_address(host).is_loopback:
+            return
+    logger.warning(
+        "warning: Ray at %s is joined without a token: whoever reaches it over the network can run code on its "
+        "machines and on this one. Start it with RAY_AUTH_MODE=token (clusters/README.md)",
+        address,
+    )
 
 
 @cache
@@ -294,25 +331,63 @@ def connect() -> Cluster:
     cpus, gpus = float(have.get("CPU", 0)), float(have.get("GPU", 0))
     most_cpus, most_gpus = _most() if address else (0.0, 0.0)
     kinds = [name.removeprefix("accelerator_type:") for name in have if name.startswith("accelerator_type:")]
-    gpu = next((kind for kind in kinds if kind in DEVICES), None)
+    gpu = next((kind for kind in kinds if kind in DEVICES), _coming() if address else None)
     return Cluster(nodes, cpus, gpus, max(cpus, most_cpus), max(gpus, most_gpus), address is None, gpu)
 
 
 def _started_here() -> str | None:
     """Address of the cluster that `ray start` (or `ray up`) runs on this machine, from the note that it keeps. Not
-    `address="auto"`, which also finds, and waits behind, the private Ray of any other launch."""
+    `address="auto"`, which also finds, and waits behind, the private Ray of any other launch. Nor another user's: the
+    note lies where everybody may write, and what is joined is told the token and the store's credentials."""
     note = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"  # noqa: S108
     try:
-        address = note.read_text().strip()
+        with _ours(note) as file:
+            address = file.read().strip()
         host, _, port = address.rpartition(":")
-        socket.create_connection((host, int(port)), timeout=2).close()
+        with socket.create_connection((host, int(port)), timeout=2) as joined:
+            there = str(joined.getpeername()[0]), str(joined.getsockname()[0])
+    except PermissionError as error:
+        logger.warning("warning: %s: %s; the Ray that it names is not joined", note, error.strerror)
+        return None
     except (OSError, ValueError):
         return None
+    if there[0] == there[1] or ipaddress.ip_address(there[0].partition("%")[0]).is_loopback:  # on this machine
+        owners = _listeners(int(port))
+        if not owners or owners - {0, os.getuid()}:
+            logger.warning("warning: what listens at %s is another user's; it is not joined", address)
+            return None
     return address
 
 
+def _ours(path: Path) -> IO[str]:
+    """Open a file that lies where everybody may write, if it is one of this user or of root, and theirs alone to
+    change. Raises PermissionError if it is not."""
+    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    found = os.fstat(handle)
+    if stat.S_ISREG(found.st_mode) and found.st_uid in (0, os.getuid()) and not found.st_mode & stat.S_IWOTH:
+        return os.fdopen(handle)
+    os.close(handle)
+    raise PermissionError(errno.EPERM, "not a file of this user or root alone", str(path))
+
+
+def _listeners(port: int) -> set[int]:
+    """Users whose programs listen on a port of this machine, as far as this one may know."""
+    tables = [table for table in (Path("/proc/net/tcp"), Path("/proc/net/tcp6")) if table.exists()]
+    rows = [line.split() for table in tables for line in table.read_text().splitlines()[1:]]
+    if tables:  # local address, remote address, state (0A listens), ..., user
+        return {int(row[7]) for row in rows if row[3] == "0A" and int(row[1].rpartition(":")[2], 16) == port}
+    found = set()
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            here = process.net_connections("tcp")
+            if any(one.status == psutil.CONN_LISTEN and one.laddr.port == port for one in here):
+                found.add(process.uids().real)
+    return found
+
+
 def _most() -> tuple[float, float]:
-    """CPUs and GPUs that the autoscaler of a `ray up` cluster may bring, from the file that it reads on the head."""
+    """CPUs and GPUs that the autoscaler of a `ray up` cluster may bring, from the file that it reads on the head: the
+    most of each, were the machines that it may have in all of the kinds with most of it."""
     import yaml
 
     path = Path.home() / "ray_bootstrap_config.yaml"
@@ -320,13 +395,29 @@ def _most() -> tuple[float, float]:
         return 0.0, 0.0
     config = yaml.safe_load(path.read_text()) or {}
     limit = config.get("max_workers", 0)
-    cpus = gpus = 0.0
-    for name, kind in (config.get("available_node_types") or {}).items():
-        if name != config.get("head_node_type"):
-            count = min(kind.get("max_workers", limit), limit)
-            cpus += count * kind.get("resources", {}).get("CPU", 0)
-            gpus += count * kind.get("resources", {}).get("GPU", 0)
-    return cpus, gpus
+    kinds = config.get("available_node_types") or {}
+    workers = [kind for name, kind in kinds.items() if name != config.get("head_node_type")]
+
+    def most(resource: str) -> float:
+        each = [kind.get("resources", {}).get(resource, 0) for kind in workers for _ in range(count(kind))]
+        return float(sum(sorted(each, reverse=True)[:limit]))
+
+    def count(kind: dict[str, Any]) -> int:
+        return min(kind.get("max_workers", limit), limit)
+
+    return most("CPU"), most("GPU")
+
+
+def _coming() -> str | None:
+    """Kind of the GPUs that the autoscaler will bring, if it is one kind and `prices` knows it."""
+    from raygrid.prices import node_types
+
+    path = Path.home() / "ray_bootstrap_config.yaml"
+    with contextlib.suppress(UserError):
+        nodes = node_types(path) if path.exists() else []
+        kinds = {node.kind for node in nodes if not node.head and node.kind != "cpu"}
+        return kinds.pop() if len(kinds) == 1 else None
+    return None
 
 
 def disconnect() -> None:
@@ -425,9 +516,10 @@ def _scratch() -> tuple[str, IO[str]]:
     """A folder for what Tune insists on writing, and the file by which this process holds it. Folders that nobody
     holds any more, since their driver was killed, are removed."""
     for old in Path(tempfile.gettempdir()).glob(f"{SCRATCH}*/held"):
-        with contextlib.suppress(OSError), old.open() as handle:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(old.parent, ignore_errors=True)
+        with contextlib.suppress(OSError), _ours(old) as handle:
+            if old.parent.lstat().st_uid == os.getuid():
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(old.parent, ignore_errors=True)
     scratch = tempfile.mkdtemp(prefix=SCRATCH)
     held = Path(scratch, "held.new").open("w")  # noqa: SIM115 - held until the grid ends
     fcntl.flock(held, fcntl.LOCK_EX)
@@ -846,7 +938,8 @@ def _remembered(file: Path) -> dict[str, Any] | None:
 
         text = json.dumps([prepare_config(config)], sort_keys=True)
         kept = Path(tempfile.gettempdir()) / f"ray-config-{hashlib.sha256(text.encode()).hexdigest()}"
-        found = json.loads(kept.read_text())["config"]
+        with _ours(kept) as known:  # it can name a class to import
+            found = json.loads(known.read())["config"]
     except Exception:
         return None
     return found if isinstance(found, dict) else None

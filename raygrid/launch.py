@@ -216,15 +216,15 @@ def _train(
     threads = max(block.recipe.numerics.threads for block in the_plan.study.blocks)
     cluster: Cluster | None = None
     devices = execution.workers or 1
-    kind: str | None = "cpu"
+    memory: int | None = None
     if execution.backend == "ray":
         console.print("Starting Ray ...", style="dim")
         cluster = grids.connect()
         grids.check_store(store, cluster)
         devices = execution.workers or cluster.devices(execution, threads)
         kind = cluster.kind(execution)
-    elif grids.in_process_device(execution) == "cuda":
-        kind = None
+    else:
+        kind, memory = grids.in_process_kind(execution)
     predicted = announce(the_plan, records, store, folder, console, devices, kind)
     board = Board(the_plan)
     for record in records.values():
@@ -235,6 +235,7 @@ def _train(
         workers=devices,
         largest=execution.cohort,
         kind=kind,
+        memory=memory,
     )
     display = Display(board, console, devices, predicted)
     grid = grids.Grid(the_plan, agenda, store, _Both(display, tracker))

@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import Any
 
 from raygrid.agenda import Agenda, Cohort
+from raygrid.architectures import ARCHITECTURES, shapes
 from raygrid.cell import Cell, DatasetFacts, Task, difference
 from raygrid.cost import Ideal, Meter, cohort_bytes, ideal
 from raygrid.errors import StudyError
@@ -166,12 +167,20 @@ def _divided(study: Study, facts: DatasetFacts) -> dict[Split, Halves]:
 
 def _block_cells(study: Study, block: Block, facts: DatasetFacts, divided: Mapping[Split, Halves]) -> Iterator[Cell]:
     layers = block.values_of_n(study.network)
+    network = study.network
     crop = block.recipe.augmentation.crop
     if crop is not None and crop > facts.image_size + 2 * block.recipe.augmentation.padding:
         raise StudyError(
             f"recipe.augmentation.crop: {crop} pixels do not fit in images of {facts.image_size} pixels "
             f"with {block.recipe.augmentation.padding} of padding"
         )
+    try:
+        shapes(ARCHITECTURES[network.name](2, network.width), crop or facts.image_size)
+    except ValueError as error:
+        raise StudyError(
+            f"network.name: {network.name} cannot see crops of {crop or facts.image_size} pixels: {error}; choose a "
+            f"network for smaller images ({', '.join(ARCHITECTURES)}) or a larger recipe.augmentation.crop"
+        ) from None
     for split in block.splits:
         halves = divided[split]
         tasks = {half: _task(halves, half, block, facts) for half in (("all",) if halves.whole else ("A", "B"))}

@@ -224,10 +224,8 @@ class _Loop:
 
     def _trunk(self, cell: Cell, network: StagedNetwork) -> Trunk:
         """Let a frozen cell stand on the trunk of its origin."""
-        if cell.base is not None:
-            name = cell.base.address
-        else:  # filters of one seed are the same, what is subtracted before them need not be
-            name = f"random-{cell.seed}-{cell.recipe.normalization}"
+        filters = f"random-{cell.seed}-{cell.recipe.normalization}"
+        name = filters if cell.base is None else cell.base.address
         origin = digest([name, cell.network.model_dump(), cell.recipe.numerics.model_dump()])
         trunk = self.trunks.setdefault(origin, Trunk(network.input))
         network.input = trunk.input

@@ -11,11 +11,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from raygrid.architectures import ARCHITECTURES, shapes
 from raygrid.cell import Cell, DatasetFacts
-from raygrid.cost import DEVICES, Meter, cohort_bytes, device, ideal, seconds, stage_costs
+from raygrid.cost import DEVICES, Meter, Work, cohort_bytes, device, ideal, kind_of, seconds, stage_costs
 from raygrid.errors import UserError
 from raygrid.plan import Plan, plan
 from raygrid.prices import load_prices, node_types, quotes
 from raygrid.study import Network, Study
+
+ROOT = Path(__file__).resolve().parent.parent
 
 # --- networks to count on --------------------------------------------------------------------------------------------
 
@@ -271,6 +273,45 @@ def test_memory_grows_with_the_cohort_but_activations_count_once() -> None:
     foot = meter(first).footprint
     assert two - one == foot.member + foot.tap
     assert foot.member == 12 * sum(c.parameters for c in stage_costs(first.network, first.outputs, 227))
+
+
+def test_a_trial_on_a_part_of_a_gpu_has_that_part_of_its_speed_and_memory() -> None:
+    whole, quarter = device("L4"), device("0.25 L4")
+    assert quarter.memory == whole.memory // 4
+    work = Work(flops=1e15)
+    assert quarter.seconds(work) == pytest.approx(4 * whole.seconds(work))
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("NVIDIA H100 80GB HBM3", "H100"),
+        ("NVIDIA A100-SXM4-80GB", "A100-80GB"),
+        ("NVIDIA A100-PCIE-40GB", "A100"),
+        ("Tesla V100-SXM2-16GB", "V100"),
+        ("NVIDIA L4", "L4"),
+        ("NVIDIA L40S", None),
+    ],
+)
+def test_a_gpu_is_known_by_its_full_name(name: str, kind: str | None) -> None:
+    assert kind_of(name) == kind
+
+
+def test_a_cluster_that_starts_from_no_worker_knows_its_gpus_from_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else cohorts would have no bound of memory and no predicted time."""
+    from raygrid import grid
+    from raygrid.study import Execution
+
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    assert grid._coming() is None
+    (tmp_path / "ray_bootstrap_config.yaml").write_text((ROOT / "clusters" / "aws.yaml").read_text())
+    assert grid._coming() == "L4"
+    cluster = grid.Cluster(1, 4, 0, 36, 8, local=False, gpu=grid._coming())
+    assert cluster.kind(Execution()) == "L4" and cluster.devices(Execution(), 1) == 8
+    shared = Execution(gpu=0.25)
+    assert cluster.kind(shared) == "0.25 L4" and cluster.devices(shared, 1) == 32
 
 
 def test_an_unknown_device_kind_is_named_with_the_known_ones() -> None:
