@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import html
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -177,17 +178,64 @@ def provenance(results: Results) -> list[tuple[str, str]]:
             found.append((label, ", ".join(values[:4]) + (f" and {len(values) - 4} more" if len(values) > 4 else "")))
     if frame["images_seen"].notna().any():
         found.append(("images seen in training", f"{frame['images_seen'].sum():,.0f}"))
-    if frame["duration_s"].notna().any():
-        found.append(("training time, all networks", duration(float(frame["duration_s"].sum()))))
-    plan: Mapping[str, Any] = results.beside
-    for key, label in (("predicted_seconds", "predicted time"), ("wall_seconds", "actual time")):
-        value = plan.get(key)
-        if isinstance(value, int | float):
-            found.append((label, duration(float(value))))
-    predicted, actual = plan.get("predicted_seconds"), plan.get("wall_seconds")
-    if isinstance(predicted, int | float) and isinstance(actual, int | float) and predicted > 0:
-        found.append(("actual against predicted", f"{100 * (actual / predicted - 1):+.0f} %"))
-    return found + _versions()
+    return found + spent(results) + _versions()
+
+
+def spent(results: Results) -> list[tuple[str, str]]:
+    """Time and money: device-seconds, predicted beside actual, and dollars where plan.json knows the devices' price."""
+    plan = results.beside
+    machines = _machines(results)
+    found = []
+    if machines:
+        each = [f"{seconds:,.0f} ({duration(seconds)}) on {name}" for name, (seconds, _) in machines.items()]
+        found.append(("device-seconds of all networks", "; ".join(each)))
+    predicted, actual = _positive(plan.get("predicted_seconds")), _positive(plan.get("wall_seconds"))
+    if predicted:
+        where = plan.get("predicted_on")
+        found.append(("predicted time", duration(predicted) + (f" on {where}" if isinstance(where, str) else "")))
+    if actual:
+        gap = f" ({100 * (actual / predicted - 1):+.0f} % against predicted)" if predicted else ""
+        found.append(("actual time", f"{duration(actual)}{gap}"))
+    if machines:
+        found.append(("cost", _dollars(machines)))
+    return found
+
+
+def _machines(results: Results) -> dict[str, tuple[float, Mapping[str, Any]]]:
+    """Device-seconds and price by machine: plan.json's, else the networks' seconds, which have no price."""
+    noted = results.beside.get("machines")
+    if isinstance(noted, Mapping) and noted:
+        facts = {str(name): m if isinstance(m, Mapping) else {} for name, m in noted.items()}
+        prices = {n: p if isinstance(p := m.get("usd_per_hour"), Mapping) else {} for n, m in facts.items()}
+        return {n: (_positive(m.get("device_seconds")) or 0.0, prices[n]) for n, m in facts.items()}
+    names = [name or "an unnamed machine" for name in _column(results.frame, "device")]
+    spent = results.frame.groupby(names)["duration_s"].sum()
+    return {str(name): (float(s), {}) for name, s in zip(spent.index, spent, strict=True) if s > 0}
+
+
+def _dollars(machines: Mapping[str, tuple[float, Mapping[str, Any]]]) -> str:
+    """Each machine's hours at its price; in words where it has none."""
+    said, counted = [], False
+    for name, (seconds, price) in machines.items():
+        low, high = _positive(price.get("low")), _positive(price.get("high"))
+        if low is None or high is None:
+            said.append(f"no price for this machine ({name})")
+            continue
+        counted, hours = True, seconds / 3600
+        said.append(
+            f"{_range(low * hours, high * hours)} USD: {hours:,.2f} hours of {name} at {_range(low, high)} USD "
+            f"({price.get('of')}, prices of {price.get('date')})"
+        )
+    return "; ".join(said) + ("; start-up, idle time, head node, storage and traffic not counted" if counted else "")
+
+
+def _range(low: float, high: float) -> str:
+    one, other = f"{low:,.2f}", f"{high:,.2f}"
+    return one if one == other else f"{one} to {other}"
+
+
+def _positive(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) and value > 0 and math.isfinite(value) else None
 
 
 def _versions() -> list[tuple[str, str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from raygrid.study import Study
 
 PLAN_FILE = "plan.json"
+BOOTSTRAP = Path.home() / "ray_bootstrap_config.yaml"
+"""where `ray up` leaves the cluster file on the head"""
 
 
 def preview(
@@ -156,6 +159,7 @@ def announce(
         "networks": len(the_plan.cells),
         "cells": [cell.address for cell in the_plan.cells],
         "store": store.url,
+        "gpus_per_trial": the_plan.study.execution.gpu,
     }
     if seconds is not None:
         kept |= {"predicted_seconds": round(seconds, 1), "predicted_on": f"{devices} {kind}"}
@@ -181,10 +185,19 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def note_actual(folder: Path, seconds: float | None, records: Mapping[str, Record]) -> None:
-    """Put what the run took beside what was predicted."""
+    """Put what the run took beside what was predicted, and what its machines cost (price null: not known)."""
+    from raygrid.prices import is_gpu, rate
+
     path = folder / PLAN_FILE
     kept = _read(path)
-    kept["training_seconds"] = round(sum(r.provenance.duration_s for r in records.values()), 1)
+    made = [(r.provenance.device, r.provenance.duration_s, r.cell.recipe.numerics.threads) for r in records.values()]
+    kept["training_seconds"] = round(sum(seconds for _, seconds, _ in made), 1)
+    kept["machines"] = {}
+    for name in sorted({name for name, _, _ in made}):
+        gpus = kept.get("gpus_per_trial", 1) if is_gpu(name) else 0
+        busy = sum(seconds * (gpus or threads) for device, seconds, threads in made if device == name)
+        price = rate(name, BOOTSTRAP)
+        kept["machines"][name] = {"device_seconds": round(busy, 1), "usd_per_hour": asdict(price) if price else None}
     if seconds is not None:
         kept["wall_seconds"] = round(seconds, 1)
     path.write_text(json.dumps(kept, indent=1))

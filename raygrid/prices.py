@@ -7,6 +7,7 @@ overrides, row by row. Data and its reading only: no network, no cloud account.
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -15,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from raygrid.cost import DEVICES, Meter
+from raygrid.cost import DEVICES, Meter, kind_of
 from raygrid.errors import UserError, closest
 from raygrid.plan import Plan, simulate
 
@@ -68,6 +69,18 @@ class NodeType:
     spot: bool
     usd_per_hour: float
     """of one node, on demand or spot as the file says"""
+    date: str
+
+
+@dataclass(frozen=True)
+class Rate:
+    """What an hour of one device costs, in US dollars."""
+
+    low: float
+    high: float
+    """equal to `low` where one machine type only comes into question"""
+    of: str
+    """`aws g5.xlarge (spot)`; the cheapest and the dearest where there are several"""
     date: str
 
 
@@ -220,3 +233,38 @@ def quotes(
         rate = node.usd_per_hour * node.nodes + sum(head.usd_per_hour for head in heads if head is not node)
         found.append(Quote(node, devices, hours, hours * rate))
     return found
+
+
+def rate(device: str, cluster: Path | None = None) -> Rate | None:
+    """The price of an hour of a device, by the name that records give it; None where the table does not know it.
+
+    On the head of a `ray up` cluster (`cluster` is its file) that of the workers with such devices; elsewhere the range
+    of the list prices on demand of such a GPU, per GPU of a whole machine. A processor's name says no machine type.
+    """
+    kind, prices = kind_of(device) if is_gpu(device) else "cpu", load_prices()
+    if "MIG" in device.split():  # a part of a device
+        return None
+    if cluster is not None and cluster.is_file():
+        try:
+            nodes = [n for n in node_types(cluster, prices) if n.kind == kind and (n.nodes > 0 or n.head)]
+        except UserError:
+            return None
+        nodes = [n for n in nodes if not n.head] or nodes
+        found = [
+            (n.usd_per_hour / n.devices, f"{n.provider} {n.instance_type}{' (spot)' * n.spot}", n.date) for n in nodes
+        ]
+    else:
+        found = [
+            (p.on_demand / p.gpus, f"{p.provider} {p.instance_type}", p.date)
+            for p in prices.values()
+            if p.gpus and p.vcpus and p.gpu == kind
+        ]
+    if not found:
+        return None
+    (low, cheap, _), (high, dear, _) = min(found), max(found)
+    return Rate(low, high, cheap if cheap == dear else f"{cheap} to {dear}", min(date for *_, date in found))
+
+
+def is_gpu(device: str) -> bool:
+    """Whether a record's device is a GPU; else it is a processor, of which a network has a core or a few."""
+    return bool(re.search(r"nvidia|tesla|geforce|quadro", device, re.IGNORECASE))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +17,8 @@ from raygrid.cell import Cell, DatasetFacts
 from raygrid.cost import DEVICES, Meter, Work, cohort_bytes, device, ideal, kind_of, seconds, stage_costs
 from raygrid.errors import UserError
 from raygrid.plan import Plan, plan
-from raygrid.prices import load_prices, node_types, quotes
+from raygrid.preview import note_actual
+from raygrid.prices import load_prices, node_types, quotes, rate
 from raygrid.study import Network, Study
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -402,3 +406,57 @@ def test_a_wrong_cluster_file_is_one_clear_message(tmp_path: Path, change: tuple
     path.write_text(CLUSTER.replace(*change))
     with pytest.raises(UserError, match=message):
         node_types(path)
+
+
+@pytest.mark.parametrize(
+    ("device", "low", "high"),
+    [
+        ("NVIDIA H100 80GB HBM3", ("aws", "p5.48xlarge"), ("gcp", "a3-highgpu-8g")),
+        ("NVIDIA A100-SXM4-80GB", ("aws", "p4de.24xlarge"), ("gcp", "a2-ultragpu-1g")),
+        ("NVIDIA A100-SXM4-40GB", ("aws", "p4d.24xlarge"), ("gcp", "a2-highgpu-8g")),
+        ("Tesla T4", ("aws", "g4dn.xlarge"), ("aws", "g4dn.12xlarge")),  # gcp's attached T4 is no whole machine
+        ("NVIDIA L40S", None, None),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None, None),
+        ("AMD EPYC", None, None),
+    ],
+)
+def test_an_hour_of_a_device_has_the_tables_price_or_none(device: str, low: Any, high: Any) -> None:
+    found, prices = rate(device), load_prices()
+    if low is None:
+        assert found is None
+        return
+    assert found is not None
+    assert found.low == pytest.approx(prices[low].on_demand / prices[low].gpus)
+    assert found.high == pytest.approx(prices[high].on_demand / prices[high].gpus)
+    assert found.of == f"{' '.join(low)} to {' '.join(high)}"
+    assert found.date == prices[low].date
+
+
+def test_on_the_head_of_a_cluster_its_own_node_types_give_the_price(tmp_path: Path) -> None:
+    path = tmp_path / "cluster.yaml"
+    path.write_text(CLUSTER)
+    row = load_prices()["aws", "g6.12xlarge"]
+    found = rate("NVIDIA L4", path)
+    assert found is not None
+    assert found.low == found.high == pytest.approx((row.spot or 0) / 4)
+    assert found.of == "aws g6.12xlarge (spot)"
+    assert rate("NVIDIA H100 80GB HBM3", path) is None, "this cluster has none"
+    path.write_text(CLUSTER.replace("g6.12xlarge", "g9.unheard-of"))
+    assert rate("NVIDIA L4", path) is None
+
+
+def test_what_a_run_took_stands_beside_what_was_predicted(tmp_path: Path) -> None:
+    """A quarter of a GPU a trial is a quarter of its price; two threads are two cores."""
+
+    def record(device: str, seconds: float, threads: int = 1) -> Any:
+        numerics = SimpleNamespace(recipe=SimpleNamespace(numerics=SimpleNamespace(threads=threads)))
+        return SimpleNamespace(provenance=SimpleNamespace(device=device, duration_s=seconds), cell=numerics)
+
+    made = [record("NVIDIA L4", 400.0), record("NVIDIA L4", 200.0), record("AMD EPYC", 10.0, 2)]
+    (tmp_path / "plan.json").write_text('{"predicted_seconds": 500, "gpus_per_trial": 0.25}')
+    note_actual(tmp_path, 550.0, {str(i): r for i, r in enumerate(made)})
+    kept = json.loads((tmp_path / "plan.json").read_text())
+    assert (kept["predicted_seconds"], kept["training_seconds"], kept["wall_seconds"]) == (500, 610, 550)
+    assert kept["machines"]["AMD EPYC"] == {"device_seconds": 20, "usd_per_hour": None}
+    assert kept["machines"]["NVIDIA L4"]["device_seconds"] == 150
+    assert kept["machines"]["NVIDIA L4"]["usd_per_hour"]["date"] == "2025-06"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import shutil
 import subprocess
@@ -17,6 +18,8 @@ import pytest
 
 import analysis
 from analysis import reference
+from analysis.report import spent
+from analysis.results import read
 
 CHROMIUM = "/usr/bin/chromium"
 FLAGS = [
@@ -37,7 +40,10 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> analysis.Written:
     dead = (frame["treatment"] == "random") & (frame["n"] == 7)
     frame.loc[dead, "status"] = "diverged"
     folder = made_up.folder(tmp_path_factory.mktemp("study"), frame)
-    (folder / "plan.json").write_text('{"question": "How deep?", "predicted_seconds": 400, "wall_seconds": 420}')
+    plan = {"question": "How deep?", "predicted_seconds": 400, "predicted_on": "2 L4", "wall_seconds": 420}
+    price = {"low": 0.8, "high": 1.0, "of": "a to b", "date": "2025-06"}
+    plan["machines"] = {"NVIDIA L4": {"device_seconds": 7200, "usd_per_hour": price}, "cpu": {"device_seconds": 60}}
+    (folder / "plan.json").write_text(json.dumps(plan))
     (folder / "study.yaml").write_text("name: made-up\nquestion: How deep?\n")
     return analysis.write(folder, overlay="published")
 
@@ -58,7 +64,6 @@ def test_every_promised_file_is_there(demo: analysis.Written) -> None:
 def test_figures_are_the_same_bytes_twice(demo: analysis.Written, tmp_path: Path) -> None:
     """Same data, same SVG: no date, no random ids."""
     from analysis import figure2, scope, style
-    from analysis.results import read
 
     results = read(demo.out.parent)
     for folder in ("a", "b"):
@@ -84,6 +89,23 @@ def test_page_is_small_whole_and_offline(page: str) -> None:
         "Beside the paper",
     ):
         assert words in page
+
+
+def test_page_says_what_the_run_took_and_cost(page: str, tmp_path: Path) -> None:
+    """Device-seconds, predicted beside actual, dollars where the price is known, and words where it is not."""
+    for words in (
+        "7,200 (2.0 h) on NVIDIA L4; 60 (60 s) on cpu",
+        "6.7 min on 2 L4",
+        "7.0 min (+5 % against predicted)",
+        "1.60 to 2.00 USD: 2.00 hours of NVIDIA L4 at 0.80 to 1.00 USD (a to b, prices of 2025-06)",
+        "no price for this machine (cpu)",
+    ):
+        assert words in page
+    bare = dict(spent(read(made_up.folder(tmp_path, made_up.study(splits=(0,))))))
+    assert bare == {
+        "device-seconds of all networks": "720 (12.0 min) on cpu",
+        "cost": "no price for this machine (cpu)",
+    }
 
 
 def test_pictures_have_alt_texts_and_ids_are_unique(page: str) -> None:
