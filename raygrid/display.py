@@ -93,6 +93,8 @@ class Display:
         self.running: dict[str, Cohort] = {}
         self.speed: dict[str, tuple[float, float]] = {}
         self.failures: list[str] = []
+        self.log: str | None = None
+        """where to read more of failures"""
         self.trouble = ""
         self.steps_left = sum(c.steps(board.plan.facts) for c in board.plan.cells if c.address not in board.status)
         self.steps_all = max(1, self.steps_left)
@@ -114,6 +116,10 @@ class Display:
         if not self.interactive:
             self.console.print(f"start   {cohort.title}", highlight=False)
 
+    def ended(self, cohort: Cohort) -> None:
+        """A cohort no longer runs."""
+        self.running.pop(cohort.cells[0].address, None)
+
     def logged(self, cell: Cell, step: int, metrics: Mapping[str, float]) -> None:
         """An evaluation."""
         before = self.board.live.get(cell.address, (0, 0.0))[0]
@@ -128,7 +134,6 @@ class Display:
         before = self.board.live.get(cell.address, (0, 0.0))[0]
         self.steps_left -= max(0, cell.steps(self.board.plan.facts) - before)
         self.board.add(record)
-        self._end(cell)
         score = getattr(result, self.board.plan.study.score)
         shown = "no score" if score is None else f"top-1 {score:.4f}"
         if result.status != "ok":
@@ -142,8 +147,7 @@ class Display:
         """A cell could not be trained."""
         self.board.status[cell.address] = "failed"
         self.board.live.pop(cell.address, None)
-        self._end(cell)
-        self._failure(f"{cell.title}: failed: {why}")
+        self._failure(f"{cell.title}: failed: {why}{f' (more in {self.log})' if self.log else ''}")
 
     def note(self, text: str) -> None:
         """Something a person should know."""
@@ -153,13 +157,6 @@ class Display:
         self.failures.append(line)
         if not self.interactive:
             self.console.print(f"FAILED  {line}", highlight=False, markup=False)
-
-    def _end(self, cell: Cell) -> None:
-        ended = [
-            first for first, cohort in self.running.items() if all(c.address in self.board.status for c in cohort.cells)
-        ]
-        for first in ended:
-            del self.running[first]
 
     def eta(self) -> str:
         """Time left, from the steps done in this launch; before there are any, from the prediction."""

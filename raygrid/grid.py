@@ -59,6 +59,12 @@ class Watcher(Protocol):
     def started(self, cohort: Cohort, where: str) -> None:
         """A cohort begins on a device."""
 
+    def ended(self, cohort: Cohort) -> None:
+        """A cohort no longer runs."""
+
+    def traced(self, cell: Cell, text: str) -> None:
+        """Where in the code a cell failed, for the log."""
+
     def note(self, text: str) -> None:
         """Something a person should know."""
 
@@ -89,8 +95,17 @@ class Grid:
 
     def take(self) -> Cohort | None:
         """The next cohort; cells whose base came to nothing are recorded as blocked on the way."""
-        self._block()
+        with self._surviving():
+            self._block()
         return None if self.trouble else self.agenda.take()
+
+    @contextlib.contextmanager
+    def _surviving(self) -> Iterator[None]:
+        """A store that refuses ends the grid with its message; Tune would make a traceback of it."""
+        try:
+            yield
+        except RaygridError as error:
+            self.trouble = self.trouble or error
 
     def event(self, event: Sequence[Any]) -> None:
         """One thing that a trial reported."""
@@ -98,7 +113,9 @@ class Grid:
         if kind == "log":
             address, step, metrics = rest
             self.watcher.logged(self.plan.by_address[address], step, metrics)
-        else:
+        elif kind == "trace":
+            self.watcher.traced(self.plan.by_address[rest[0]], rest[1])
+        elif kind == "done":
             self._tell(Record.model_validate_json(rest[0]))
 
     def _tell(self, record: Record) -> None:
@@ -108,19 +125,22 @@ class Grid:
 
     def finish(self, cohort: Cohort, outcomes: dict[str, str]) -> None:
         """A cohort has ended; a cell without an outcome is another launch's for now."""
-        for cell in cohort.cells:
-            outcome = outcomes.get(cell.address)
-            if outcome is None:
-                continue
-            if outcome.startswith("failed"):
-                self.watcher.failed(cell, outcome.removeprefix("failed: "))
-            elif cell.address not in self.told:  # recorded by another launch, or by an attempt whose word was lost
-                record = find_record(self.store, cell)
-                if record is not None:
-                    self._tell(record)
+        self.watcher.ended(cohort)
+        with self._surviving():
+            for cell in cohort.cells:
+                outcome = outcomes.get(cell.address)
+                if outcome is None:
+                    continue
+                if outcome.startswith("failed"):
+                    self.watcher.failed(cell, outcome.removeprefix("failed: "))
+                elif cell.address not in self.told:  # recorded by another launch, or by an attempt whose word was lost
+                    record = find_record(self.store, cell)
+                    if record is not None:
+                        self._tell(record)
         self.outcomes |= outcomes
         self.agenda.finish(cohort, outcomes)
-        self._block()
+        with self._surviving():
+            self._block()
 
     def _block(self) -> None:
         while self.agenda.blocked:
@@ -211,6 +231,8 @@ def _train(
         device=device,
         log=lambda cell, step, metrics: event(("log", cell.address, step, metrics)),
         done=lambda record: event(("done", record.model_dump_json())),
+        trace=lambda cell, text: event(("trace", cell.address, text)),
+        alive=lambda: event(("alive",)),
         stop=stop,
         patience=PATIENCE_S if again else 0.0,
     )
@@ -484,7 +506,7 @@ def run_on_ray(grid: Grid, execution: Execution, cluster: Cluster) -> None:
     workers = cluster.devices(execution, threads)
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(workers + 1)
     scratch, held = _scratch()
-    search, callback = _tune_parts(grid, cluster.kind(execution) or "cpu")
+    search, callback = _tune_parts(grid, cluster.kind(execution) or "T4")  # of what is not known, the slowest
     class_cache.ENV_VARS_TO_PROPAGATE = class_cache.ENV_VARS_TO_PROPAGATE - set(_CREDENTIALS)
     trainable = with_parameters(
         _trial,
@@ -507,6 +529,11 @@ def run_on_ray(grid: Grid, execution: Execution, cluster: Cluster) -> None:
             ),
         )
         tuner.fit()
+    except Exception as error:  # of Tune itself: what trials raise does not come here
+        text = str(error).strip().splitlines() or [type(error).__name__]
+        raise EnvironmentError_(
+            f"Ray gave up: {text[-1]}; what was finished is in the store, the same command goes on from there"
+        ) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
         held.close()
@@ -544,7 +571,7 @@ def _trial(config: dict[str, Any], plan: Plan, url: str, literal: bool, credenti
     def event(one: Sequence[Any]) -> None:
         nonlocal sent
         events.append(one)
-        if time.monotonic() - sent > 0.5:
+        if time.monotonic() - sent > 0.5 or one[0] == "alive":
             tune.report({"events": events.copy()})
             events.clear()
             sent = time.monotonic()
@@ -569,7 +596,10 @@ def _cells(config: dict[str, Any], plan: Plan, literal: bool) -> list[Cell]:
 SCRATCH = "raygrid-tune-"
 HUNG_S = 600.0
 HUNG_TIMES = 20.0
-"""a trial that reports nothing for so long, and for so many times the time predicted for its cohort, hangs"""
+"""a trial in training that reports nothing for so long, and for so many times the time predicted for its cohort from
+one test to the next, hangs"""
+FETCH_S = 6 * 3600.0
+"""the same for a trial that has not begun to train: it may be fetching a large data set"""
 
 
 def _tune_parts(grid: Grid, kind: str) -> tuple[Any, Any]:
@@ -584,7 +614,8 @@ def _tune_parts(grid: Grid, kind: str) -> tuple[Any, Any]:
     fallen: dict[str, Cohort] = {}
     live: dict[str, Any] = {}
     heard: dict[str, float] = {}
-    predicted: dict[str, float] = {}
+    still: set[str] = set()
+    patience: dict[str, float] = {}
     meter = Meter(grid.plan.facts)
     literal = grid.plan.study.execution.cohort == 1
     twins: dict[str, int] = {}
@@ -607,7 +638,8 @@ def _tune_parts(grid: Grid, kind: str) -> tuple[Any, Any]:
             if cohort is None:
                 return Searcher.FINISHED if grid.over else None
             cohorts[trial_id] = cohort
-            predicted[trial_id] = seconds(cohort.cells, meter, kind)
+            tests = min(cell.recipe.evaluations for cell in cohort.cells)
+            patience[trial_id] = HUNG_TIMES * seconds(cohort.cells, meter, kind) / tests
             again = {"again": True} if cohort.again else {}
             if not literal:
                 return {"cohort": [cell.address for cell in cohort.cells], **again}
@@ -643,6 +675,7 @@ def _tune_parts(grid: Grid, kind: str) -> tuple[Any, Any]:
 
         def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
             live[trial.trial_id], heard[trial.trial_id] = trial, time.monotonic()
+            still.add(trial.trial_id)
             if trial.trial_id in cohorts:
                 grid.watcher.started(cohorts[trial.trial_id], trial.trial_id)
 
@@ -650,6 +683,7 @@ def _tune_parts(grid: Grid, kind: str) -> tuple[Any, Any]:
             self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
         ) -> None:
             heard[trial.trial_id] = time.monotonic()
+            still.discard(trial.trial_id)
             for event in result.get("events", ()):
                 grid.event(event)
             if "outcomes" in result:
@@ -669,7 +703,8 @@ def _tune_parts(grid: Grid, kind: str) -> tuple[Any, Any]:
             self.looked = now
             for name, trial in list(live.items()):
                 heard[name] += asleep
-                if name in cohorts and now - heard[name] > max(HUNG_S, HUNG_TIMES * predicted[name]):
+                limit = FETCH_S if name in still else max(HUNG_S, patience.get(name, 0.0))
+                if name in cohorts and now - heard[name] > limit:
                     minutes = (now - heard[name]) / 60
                     grid.watcher.note(f"{cohorts[name].title}: no word for {minutes:.0f} minutes; its worker is ended")
                     heard[name] = now

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 DEFAULT = "demo"
 WITHOUT_NETWORK = "icons"
 MLFLOW_GRACE_S = 60.0
+FAILURES = "failures.log"
+"""tracebacks of cells that failed, beside the results"""
 BEHIND = ".mlflow-behind"
 """a file beside the results while MLflow may lack a finished cell: a launch with nothing to train then sees to that"""
 
@@ -238,7 +241,7 @@ def _train(
         memory=memory,
     )
     display = Display(board, console, devices, predicted)
-    grid = grids.Grid(the_plan, agenda, store, _Both(display, tracker))
+    grid = grids.Grid(the_plan, agenda, store, _Both(display, tracker, folder / FAILURES))
     tracker.start()
     if tracker.uri.startswith("http") and tracker.ready(10) and tracker.link:
         console.print(f"{'MLflow':<10}{tracker.link}", highlight=False, markup=False)
@@ -269,10 +272,10 @@ def _close(tracker: Tracker, behind: Path, seconds: float, console: Console) -> 
 
 
 class _Both:
-    """Tells the display and the tracker."""
+    """Tells the display and the tracker, and keeps the log of failures."""
 
-    def __init__(self, display: Any, tracker: Any):
-        self.display, self.tracker = display, tracker
+    def __init__(self, display: Any, tracker: Any, log: Path):
+        self.display, self.tracker, self.log = display, tracker, log
 
     def logged(self, cell: Cell, step: int, metrics: dict[str, float]) -> None:
         self.tracker.log(cell, step, metrics)
@@ -288,6 +291,14 @@ class _Both:
 
     def started(self, cohort: Cohort, where: str) -> None:
         self.display.started(cohort, where)
+
+    def ended(self, cohort: Cohort) -> None:
+        self.display.ended(cohort)
+
+    def traced(self, cell: Cell, text: str) -> None:
+        self.display.log = str(self.log)
+        with self.log.open("a", encoding="utf-8") as file:
+            file.write(f"{datetime.now(UTC).isoformat(timespec='seconds')} {cell.address}\n{text}\n")
 
     def note(self, text: str) -> None:
         self.display.note(text)

@@ -13,6 +13,7 @@ import ctypes
 import logging
 import math
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -52,6 +53,7 @@ FINITE_EVERY = 50
 """steps between looks at the losses; a look waits for the device"""
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 """numbers of glibc's mallopt.h"""
+ALIVE_S = 60.0
 PROGRESS_S = 20.0
 """least seconds between two savings of progress; never more than a twentieth of the time goes into saving"""
 
@@ -77,6 +79,10 @@ class Bench:
     log: Log = lambda cell, step, metrics: None
     done: Callable[[Record], None] = lambda record: None
     """told of every record written here"""
+    trace: Callable[[Cell, str], None] = lambda cell, text: logger.error("%s failed\n%s", cell.title, text)
+    """told where in the code a cell failed"""
+    alive: Callable[[], None] = lambda: None
+    """called after the first step and every `ALIVE_S` from then on"""
     stop: Callable[[], bool] = lambda: False
     patience: float = math.inf
     """seconds to wait for cells that another worker trains; it is seen to be dead after `LEASE_DEAD_S`"""
@@ -258,6 +264,7 @@ class _Loop:
         cost = 0.0
         fetch = _Fetch(stream, bench.device)
         seen = time.monotonic()
+        told = -ALIVE_S
         images = 0
         while active := [m for m in members if not m.finished]:
             begun = time.perf_counter()
@@ -275,6 +282,9 @@ class _Loop:
                     self._test([m for m in due if m.stopped is None], tests)
                 due = [m for m in due if m.cell.address not in self.outcomes]
                 now = [m for m in now if m.cell.address not in self.outcomes]
+            if time.monotonic() - told >= ALIVE_S:
+                bench.alive()
+                told = time.monotonic()
             images += len(now) * stream.batch_size
             spent = time.perf_counter() - begun
             for member in now:
@@ -425,7 +435,7 @@ class _Loop:
         except Exception as error:
             if _is_out_of_memory(error):
                 raise
-            logger.exception("%s failed", cell.title)
+            self.bench.trace(cell, traceback.format_exc())
             self._fail(cell, f"{type(error).__name__}: {_first_line(error)}")
 
     @contextlib.contextmanager
@@ -439,9 +449,9 @@ class _Loop:
         except Exception as error:
             if _is_out_of_memory(error):
                 raise
-            logger.exception("%s failed", what)
             for member in members:
                 if member.cell.address not in self.outcomes:
+                    self.bench.trace(member.cell, traceback.format_exc())
                     self._fail(member.cell, f"{what}: {type(error).__name__}: {_first_line(error)}")
 
 

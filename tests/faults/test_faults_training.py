@@ -68,8 +68,11 @@ def test_a_failed_base_blocks_its_dependants_and_nothing_else(
 
     monkeypatch.setattr(train._Loop, "_member", failing)
     assert launch(tmp_path) == 1
-    said = capsys.readouterr().out
-    assert "baseA random0 s0: failed: ZeroDivisionError: made to fail" in said and "Traceback" not in said
+    said, complained = capsys.readouterr()
+    assert "baseA random0 s0: failed: ZeroDivisionError: made to fail" in said
+    assert "Traceback" not in said + complained
+    log = next(tmp_path.rglob("failures.log"))
+    assert f"more in {log}" in said and "made to fail" in log.read_text() and "Traceback" in log.read_text()
     store = Store(str(tmp_path / "out" / "store"))
     assert {r.cell.name for r in find_records(store, PLAN.cells).values()} == {"baseB", "scratchB", "B3B", "B6B"}
     assert "A3B random0 s0: failed: its base baseA random0 s0 has no usable weights" in said
@@ -167,6 +170,12 @@ class Told:
     def started(self, *rest: Any) -> None:
         self.begun.set()
 
+    def ended(self, *rest: Any) -> None:
+        return
+
+    def traced(self, *rest: Any) -> None:
+        return
+
     def note(self, text: str) -> None:
         self.notes.append(text)
 
@@ -190,6 +199,7 @@ def hang(store: Store, retries: int, ray_here: Any, monkeypatch: pytest.MonkeyPa
     from raygrid.agenda import Agenda
 
     monkeypatch.setattr(grid, "HUNG_S", 100.0)
+    monkeypatch.setattr(grid, "FETCH_S", 100.0)
     monkeypatch.setattr(grid, "HUNG_TIMES", 1.0)
     plan = the_plan(SMALL, "execution.backend=ray", f"execution.retries={retries}", "recipe.epochs=8")
     done = {address: record.result.status for address, record in find_records(store, plan.cells).items()}
@@ -209,9 +219,9 @@ def hang(store: Store, retries: int, ray_here: Any, monkeypatch: pytest.MonkeyPa
                         hung = psutil.Process(pid)
                         hung.suspend()
                         stopped.add(pid)
-                        grid.HUNG_S = 1.0
+                        grid.HUNG_S = grid.FETCH_S = 1.0
                         hung.wait(60)
-                        grid.HUNG_S = 100.0
+                        grid.HUNG_S = grid.FETCH_S = 100.0
                         break
                 except (OSError, ValueError, psutil.Error):
                     continue
