@@ -48,7 +48,8 @@ SILENCE_S = 30.0
 """a request that sends and receives nothing for so long is given up and made again"""
 AGAIN = 4
 """tries of a whole call where obstore gives up at once: an answer that broke off, or a request that it takes for not
-repeatable; none is begun later than AGAIN_S after the first"""
+repeatable; none is begun later than AGAIN_S after the first, so that with obstore's 90 s and a silence it is three
+minutes in all"""
 AGAIN_S = 60.0
 STALE_S = 3600.0
 """what a killed process left half written goes when it is older, by the store's own clock"""
@@ -70,11 +71,16 @@ def safe_path(path: str) -> str:
 
 
 class Store:
-    """Objects by path under one URL. Cheap to make; pickles as its URL."""
+    """Objects by path under one URL. Cheap to make; pickles as its URL.
 
-    def __init__(self, url: str):
+    With `make=False` a folder that is not there is a UserError, for commands that only look.
+    """
+
+    def __init__(self, url: str, make: bool = True):
         self.url = _normal(url)
         self.is_folder = self.url.startswith("file://")
+        if self.is_folder and not make and not Path(self.url.removeprefix("file://")).is_dir():
+            raise UserError(f"there is no store at {self.url.removeprefix('file://')}: was something launched there?")
         try:
             if self.is_folder:
                 self.folder = Path(self.url.removeprefix("file://"))
@@ -161,33 +167,42 @@ class Store:
         with ThreadPoolExecutor(16) as pool:
             return {p: d for p, d in zip(wanted, pool.map(self.find, wanted), strict=True) if d is not None}
 
+    def get_head(self, path: str, size: int) -> bytes:
+        """The first bytes of an object, fewer where it is smaller. Raises FileNotFoundError where there is none."""
+        return self._call(path, lambda: bytes(obstore.get_range(self._objects, safe_path(path), start=0, length=size)))
+
     def get_file(self, path: str, local: Path, sha256: str) -> None:
-        """Fetch an object into a file: streamed, verified, then renamed in one step."""
+        """Fetch an object into a file: streamed, verified, then renamed in one step. What does not have `sha256` is
+        fetched again twice."""
         for attempt in range(3):
-            name = None
-            try:
-                local.parent.mkdir(parents=True, exist_ok=True)
-                handle, name = tempfile.mkstemp(dir=local.parent, prefix=".part-")
-                seen = hashlib.sha256()
-                with os.fdopen(handle, "wb") as out:
-                    for chunk in self._call(path, lambda: obstore.get(self._objects, safe_path(path)).stream()):
-                        out.write(chunk)
-                        seen.update(chunk)
-                if seen.hexdigest() == sha256:
-                    Path(name).replace(local)
-                    return
-            except FileNotFoundError:
-                raise
-            except OSError as error:
-                raise StoreError(f"{local.parent}: cannot be written ({error.strerror or error})") from None
-            except failures.BaseError as error:
-                if attempt == 2:
-                    raise StoreError(f"store: {self.uri(path)} cannot be read ({_plain(error)})") from None
-            finally:
-                if name is not None:
-                    Path(name).unlink(missing_ok=True)
+            if self._call(path, lambda: self._fetch(path, local, sha256)):
+                return
             time.sleep(0.2 * attempt)
         raise IntegrityError(f"store: {self.uri(path)} is damaged (sha256 differs from {sha256[:16]}...)")
+
+    def _fetch(self, path: str, local: Path, sha256: str) -> bool:
+        """One try; False where other bytes came."""
+        chunks = iter(obstore.get(self._objects, safe_path(path)).stream())
+        name = None
+        try:
+            local.parent.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(dir=local.parent, prefix=".part-")
+            seen = hashlib.sha256()
+            with os.fdopen(handle, "wb") as out:
+                for chunk in chunks:
+                    out.write(chunk)
+                    seen.update(chunk)
+            if seen.hexdigest() != sha256:
+                return False
+            Path(name).replace(local)
+            return True
+        except failures.BaseError:
+            raise
+        except OSError as error:
+            raise StoreError(f"{local.parent}: cannot be written ({error.strerror or error})") from None
+        finally:
+            if name is not None:
+                Path(name).unlink(missing_ok=True)
 
     def exists(self, path: str) -> bool:
         """Whether there is an object of that path."""
@@ -209,6 +224,11 @@ class Store:
         for meta in self._listed(prefix):
             if not _TEMPORARY.search(meta["path"]):
                 yield meta["path"]
+
+    def written(self, prefix: str = "") -> dict[str, float]:
+        """Paths under a prefix, with the second since 1970 at which each was written, by the store's clock."""
+        metas = self._listed(prefix)
+        return {m["path"]: m["last_modified"].timestamp() for m in metas if not _TEMPORARY.search(m["path"])}
 
     def _listed(self, prefix: str) -> Iterable[Any]:
         """What lies under a prefix; a listing that broke off is begun again."""
@@ -314,8 +334,17 @@ def host_identity() -> str:
     return ":".join(parts)
 
 
+class _Held:
+    """A lease that is held: `busy` while it is written or removed, `over` once it was let go."""
+
+    def __init__(self) -> None:
+        self.busy = threading.Lock()
+        self.over = threading.Event()
+
+
 class Leases:
-    """The leases that one process holds, kept alive by one thread.
+    """The leases that one process holds, each kept alive by a thread of its own: a call of the store that takes minutes
+    silences its own lease and no other.
 
     A lease is an object `{host, pid, started, beat}`. It is dead when its text has not changed for 60 s of the
     reader's monotonic clock (no clock of two machines is compared), or at once when its owner is a process of this
@@ -326,12 +355,8 @@ class Leases:
         self.store = store
         self._me = {"host": host_identity(), "pid": os.getpid(), "started": _started(os.getpid())}
         self._nonce = os.urandom(6).hex()
-        self._held: set[str] = set()
+        self._held: dict[str, _Held] = {}
         self._seen: dict[str, tuple[bytes, float]] = {}
-        self._beat = 0
-        self._stop = threading.Event()
-        self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None
 
     def take(self, path: str) -> bool:
         """Try to hold a lease; False while another process holds it alive."""
@@ -339,42 +364,40 @@ class Leases:
             try:
                 self.store.create(path, self._text())
             except AlreadyExists:
-                if not self._dead(path):
-                    return False
-                self.store.delete(path)
+                text = self.store.find(path)
+                if text is not None:
+                    if not self._dead(path, text):
+                        return False
+                    if self.store.find(path) != text:
+                        return False  # another process took it over meanwhile, or its owner has woken
+                    self.store.delete(path)
             else:
-                with self._lock:
-                    self._held.add(path)
-                if self._thread is None:
-                    self._thread = threading.Thread(target=self._keep, name="raygrid-leases", daemon=True)
-                    self._thread.start()
+                held = self._held[path] = _Held()
+                threading.Thread(target=self._keep, args=(path, held), name="raygrid-lease", daemon=True).start()
                 return True
         return False
 
     def release(self, path: str) -> None:
         """Let go of a lease."""
-        with self._lock:
-            if path not in self._held:
-                return
-            self._held.discard(path)
+        held = self._held.pop(path, None)
+        if held is None:
+            return
+        held.over.set()
+        with held.busy:  # a beat on its way would bring the lease back
             self.store.delete(path)
 
     def close(self) -> None:
         """Let go of all."""
-        self._stop.set()
         for path in list(self._held):
             try:
                 self.release(path)
             except StoreError:
                 continue  # it dies by itself
 
-    def _text(self) -> bytes:
-        return json.dumps({**self._me, "nonce": self._nonce, "beat": self._beat}).encode()
+    def _text(self, beat: int = 0) -> bytes:
+        return json.dumps({**self._me, "nonce": self._nonce, "beat": beat}).encode()
 
-    def _dead(self, path: str) -> bool:
-        text = self.store.find(path)
-        if text is None:
-            return True
+    def _dead(self, path: str, text: bytes) -> bool:
         try:
             owner = json.loads(text)
             if owner["host"] == self._me["host"] and not _alive(owner["pid"], owner["started"]):
@@ -388,15 +411,17 @@ class Leases:
             return False
         return now - since >= LEASE_DEAD_S
 
-    def _keep(self) -> None:
-        while not self._stop.wait(LEASE_BEAT_S):
-            self._beat += 1
-            with self._lock:
-                for path in self._held:
-                    try:
-                        self.store.put(path, self._text())
-                    except StoreError:
-                        continue  # the next beat tries again
+    def _keep(self, path: str, held: _Held) -> None:
+        beat = 0
+        while not held.over.wait(LEASE_BEAT_S):
+            beat += 1
+            with held.busy:
+                if held.over.is_set():
+                    return
+                try:
+                    self.store.put(path, self._text(beat))
+                except StoreError:
+                    continue  # the next beat tries again
 
 
 def _alive(pid: int, started: float) -> bool:

@@ -92,7 +92,8 @@ class Grid(RuleBasedStateMachine):
                 agenda.finish(cohort, outcomes)
         except Killed:
             for lease in taken:
-                lease._stop.set()
+                for held in lease._held.values():
+                    held.over.set()
                 lease._held.clear()
             for path in self.store.list("cells"):
                 if path.endswith("lease.json"):  # its owner is dead: not this process, which lives

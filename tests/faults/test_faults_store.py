@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import random
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from datetime import timedelta
@@ -190,13 +192,44 @@ def test_a_store_that_is_not_there_is_given_up_within_the_bound(monkeypatch: pyt
 
 
 def test_the_bounds_are_those_that_are_stated() -> None:
-    """Two minutes and a half at most for one call; what the other tests shorten is this."""
+    """What bounds one call; what the other tests shorten is this, and README.md says it."""
     source = Path(stores.__file__).read_text()
-    assert (
-        'retry_timeout": timedelta(seconds=90)' in source
-        and "AGAIN_S = 60.0" in source
-        and "SILENCE_S = 30.0" in source
-    )
+    for line in ('retry_timeout": timedelta(seconds=90)', "AGAIN_S = 60.0", "SILENCE_S = 30.0", "LEASE_DEAD_S = 60.0"):
+        assert line in source
+    stated = Path(__file__).with_name("README.md").read_text().split("## Bounds")[1]
+    for words in ("90 s", "within 60 s", "three minutes and some seconds at most", "| 30 s, then again |", "| 60 s; at once"):
+        assert words in stated, words
+
+
+@pytest.mark.parametrize("breaks", [3, 4])
+def test_a_file_that_breaks_off_is_fetched_again_as_often_as_anything_else(
+    breaks: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After waits that grow; then one message."""
+    store, waits, left = Store("memory:///"), [], [breaks]
+    store.put("a", b"x" * 100)
+    real = stores.obstore.get
+
+    class Breaking:
+        def stream(self) -> Iterator[bytes]:
+            yield b"x" * 50
+            raise stores.failures.GenericError("Generic S3 error: HTTP error: error decoding response body")
+
+    def get(*arguments: Any) -> Any:
+        left[0] -= 1
+        return Breaking() if left[0] >= 0 else real(*arguments)
+
+    monkeypatch.setattr(stores.obstore, "get", get)
+    monkeypatch.setattr(stores.time, "sleep", waits.append)
+    fetch = lambda: store.get_file("a", tmp_path / "got", sha256_of(b"x" * 100))  # noqa: E731
+    if breaks < stores.AGAIN:
+        fetch()
+        assert (tmp_path / "got").read_bytes() == b"x" * 100
+    else:
+        with pytest.raises(StoreError, match="response body"):
+            fetch()
+    assert len(waits) == 3 and waits == sorted(waits) and waits[0] < waits[2]
+    assert [path.name for path in tmp_path.iterdir()] == ["got"] * (breaks < stores.AGAIN)
 
 
 @needs_s3
@@ -290,7 +323,6 @@ digest = {a: [json.dumps(r, sort_keys=True), hashlib.sha256(c).hexdigest()] for 
 @pytest.mark.parametrize(("what", "size"), [("store", "450k"), ("cache", "200k"), ("out", "24k")])
 def test_a_full_local_disk(what: str, size: str, undisturbed: dict[str, Any], tmp_path: Path) -> None:
     import hashlib
-    import json
 
     if subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
         assert not os.environ.get("RAYGRID_NO_SKIP"), "needs user namespaces"
@@ -347,6 +379,76 @@ def test_what_is_left_of_finished_cells_is_swept_and_no_other(tmp_path: Path) ->
     assert {Path(path).parent.name for path in litter(tmp_path / "out" / "store")} == {
         Path(lease_path(open_)).parent.name
     }
+
+
+class Slow(Store):
+    """A store whose calls for one path take `seconds`, as a call does that is tried again and again."""
+
+    def __init__(self, url: str, path: str, seconds: float):
+        super().__init__(url)
+        self.slow, self.seconds = path, seconds
+        self.calls: list[str] = []
+
+    def _wait(self, name: str, path: str) -> None:
+        if path == self.slow:
+            self.calls.append(name)
+            time.sleep(self.seconds)
+
+    def put(self, path: str, data: bytes) -> None:
+        self._wait("put", path)
+        super().put(path, data)
+
+    def delete(self, path: str) -> None:
+        self._wait("delete", path)
+        super().delete(path)
+
+
+@pytest.mark.parametrize("call", ["put", "delete"])
+def test_a_call_that_takes_minutes_silences_no_other_lease(
+    call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The constants are thirty times shorter: death after 2 s, a call of 6 s."""
+    monkeypatch.setattr(stores, "LEASE_BEAT_S", 0.25)
+    monkeypatch.setattr(stores, "LEASE_DEAD_S", 2.0)
+    slow = Slow(str(tmp_path), "cells/slow/lease.json", 6.0)
+    mine, other = Leases(slow), Leases(Store(str(tmp_path)))
+    other._me = {**other._me, "host": "elsewhere"}  # so that it judges by the clock
+    paths = [f"cells/{name}/lease.json" for name in ("a", "slow", "z")]
+    assert all(mine.take(path) for path in paths)
+    ending = threading.Thread(target=mine.release, args=(slow.slow,))
+    if call == "delete":
+        ending.start()
+    end = time.monotonic() + 5.0
+    while time.monotonic() < end:
+        assert not other.take(paths[0]) and not other.take(paths[2]), "a lease that is alive was taken over"
+        time.sleep(0.1)
+    assert slow.calls[0] == call
+    if call == "put":
+        ending.start()
+    ending.join()
+    assert not slow.exists(slow.slow), "a beat on its way brought the lease back"
+    mine.close()
+    other.close()
+    assert not list(slow.list("cells"))
+
+
+def test_who_comes_second_does_not_remove_the_lease_that_the_first_has_just_made(tmp_path: Path) -> None:
+    """Both saw the dead lease; the first has taken it over before the second removes it."""
+    store = Store(str(tmp_path))
+    dead = b'{"host": "%s", "pid": 4194301, "started": 0, "beat": 0}' % stores.host_identity().encode()
+    store.put("lease.json", dead)
+    first, second = Leases(store), Leases(Store(str(tmp_path)))
+    judge = second._dead
+
+    def slowly(*rest: Any) -> bool:
+        verdict = judge(*rest)
+        assert first.take("lease.json") or not verdict
+        return verdict
+
+    second._dead = slowly  # type: ignore[method-assign]
+    assert not second.take("lease.json")
+    assert json.loads(store.get("lease.json"))["nonce"] == first._nonce
+    first.close()
 
 
 def test_a_set_clock_makes_no_lease_dead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
