@@ -17,6 +17,7 @@ Exit codes of every command: 0 all is well; 1 the grid ended but some planned ce
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Iterable
 
 
@@ -64,6 +65,20 @@ class AlreadyExists(StoreError):
 
 class CellFailed(RaygridError):
     """One cell could not be trained."""
+
+
+def ended_by(error: BaseException, again: str = "run the same command again to go on") -> int:
+    """Say in one line what ended a command early; returns its exit code. For RaygridError, OSError (a full disk, a
+    folder that may not be written) and KeyboardInterrupt."""
+    if isinstance(error, KeyboardInterrupt):
+        print(f"\nraygrid: interrupted; {again}", file=sys.stderr)
+        return 130
+    if isinstance(error, RaygridError):
+        print(f"raygrid: {error}", file=sys.stderr)
+        return error.exit_code
+    where = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
+    print(f"raygrid: {where}{getattr(error, 'strerror', None) or error}; {again}", file=sys.stderr)
+    return StoreError.exit_code
 
 
 def closest(word: object, allowed: Iterable[str]) -> str:

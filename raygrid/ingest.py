@@ -233,7 +233,8 @@ def parser() -> argparse.ArgumentParser:
         description="Turn a folder of images into a data set that raygrid can train on.",
         epilog="SRC is one of: a folder with train/CLASS/IMAGES and val/CLASS/IMAGES (or test/); ILSVRC2012's folders, "
         "where val/ may be flat with a ground-truth file; Parquet files as Hugging Face writes them. Run the same "
-        "command again after an interruption: it goes on where it stopped.",
+        "command again after an interruption: it goes on where it stopped. Exit codes: 0 the data set is whole; "
+        "2 wrong input; 3 DEST cannot be used (a full disk, refused); 130 interrupted.",
     )
     p.add_argument("src", metavar="SRC", help="folder of images, or of Parquet files")
     p.add_argument("dest", metavar="DEST", help="new folder, or URL (s3://, gs://, az://), to write to")
@@ -257,7 +258,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; its exit code."""
     options = vars(parser().parse_args(arguments))
-    from raygrid.errors import RaygridError
+    from raygrid.errors import RaygridError, ended_by
 
     try:
         if options.pop("ray"):
@@ -267,12 +268,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options["parallel_map"] = ray_map
         dest = options["dest"] if "://" in options["dest"] else Path(options["dest"]).expanduser().absolute()
         manifest = ingest(options.pop("src"), options.pop("dest"), **options)
-    except RaygridError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("interrupted; run the same command again to go on", file=sys.stderr)
-        return 130
+    except (RaygridError, OSError, KeyboardInterrupt) as error:
+        return ended_by(error)
     print(
         f"{manifest.name}: {sum(manifest.train):,} training and {sum(manifest.test):,} test images of "
         f"{len(manifest.classes)} classes, {manifest.image_size} pixels\n"

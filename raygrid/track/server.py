@@ -77,8 +77,12 @@ class Rejected(TrackError):
 
 
 def plain_uri(uri: str) -> str:
-    """The URI without user and password, for messages."""
-    return re.sub(r"//[^/@\s]*@", "//", uri)
+    """A URI, or a text with some, without user, password and query, for messages. A password may hold any sign: what
+    could be part of one is left out."""
+    if uri.startswith(SQLITE):
+        return uri.partition("?")[0]
+    hidden = re.sub(r"[^\s/]*:\S*@", "", re.sub(r"//\S*@", "//", uri))
+    return re.sub(r"[?&;][^\s?&;=]*=\S*", "", hidden)
 
 
 class Server:
@@ -134,8 +138,8 @@ class Server:
 
     def _answer(self, error: Exception) -> TrackError:
         code = str(getattr(error, "error_code", ""))
-        text = " ".join(str(error).split())
         where = f"MLflow {plain_uri(self.uri)}"
+        text = " ".join(str(error).replace(self.uri, plain_uri(self.uri)).split())
         if _REFUSED.search(text) or code in _REFUSED_CODES:
             return Refused(f"{where} refuses: {_short(text)}")
         if _AWAY.search(text):

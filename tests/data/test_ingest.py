@@ -284,6 +284,26 @@ def test_wnids_bring_their_groups(own_folder: Path, tmp_path: Path) -> None:
 # --- the command -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (KeyboardInterrupt(), 130, "raygrid: interrupted; run the same command again"),
+        (OSError(28, "No space left on device", "/full"), 3, "raygrid: /full: No space left on device; run the same"),
+        (DataError("ingest: no images"), 2, "raygrid: ingest: no images"),
+    ],
+)
+def test_whatever_ends_the_command_early_is_one_line(
+    error: BaseException, code: int, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*rest: object, **named: object) -> None:
+        raise error
+
+    monkeypatch.setattr("raygrid.ingest.ingest", fail)
+    assert main(["here", "there"]) == code
+    shown = capsys.readouterr().err.strip()
+    assert shown.startswith(said) and "\n" not in shown
+
+
 def test_command(image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(image_folder), str(tmp_path / "out"), "--size", "24", "--workers", "1", "--name", "mine"]) == 0
     said = capsys.readouterr()

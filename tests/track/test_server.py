@@ -23,6 +23,7 @@ from raygrid.store import Store
 from raygrid.track import Tracker, sync
 from raygrid.track import tracker as module
 from raygrid.track.__main__ import load, main
+from raygrid.track.server import plain_uri
 from tests.track.conftest import (
     STUDY,
     MlflowServer,
@@ -238,7 +239,9 @@ def test_a_network_takes_few_calls(server: MlflowServer, store: Store, front: Ca
         assert not tracker.close(60)
         counts.append((len(plan.cells), len(proxy.calls)))
     (few, little), (more, much) = counts
-    print(f"MLflow calls: {little} for {few} networks, {much} for {more}: {(much - little) / (more - few):.1f} for each")
+    print(
+        f"MLflow calls: {little} for {few} networks, {much} for {more}: {(much - little) / (more - few):.1f} for each"
+    )
     assert (much - little) / (more - few) <= 8
 
 
@@ -305,6 +308,43 @@ def test_a_page_that_is_no_mlflow(store: Store, front: Callable[..., Front]) -> 
     assert tracker.close(20)
 
 
+@pytest.mark.parametrize(
+    ("uri", "plain"),
+    [
+        ("http://127.0.0.1:5000", "http://127.0.0.1:5000"),
+        ("http://me:password@host:5000/base/", "http://host:5000/base/"),
+        ("http://me:p@ssword@host", "http://host"),
+        ("http://me:pass/word@host", "http://host"),
+        ("http://me:pass?word=1@host", "http://host"),
+        ("http://host/?password=word", "http://host/"),
+        ("http://host/?user=me@home&password=word", "http://home"),
+        ("postgresql://host/db?sslmode=require&password=word", "postgresql://host/db"),
+        ("me:password@host:5000", "host:5000"),
+        ("sqlite:////home/me@work/mlflow.db", "sqlite:////home/me@work/mlflow.db"),
+        ("Failed to parse: http://me:pass/word@host/api", "Failed to parse: http://host/api"),
+    ],
+)
+def test_an_address_is_shown_without_what_is_secret(uri: str, plain: str) -> None:
+    assert plain_uri(uri) == plain
+
+
+def test_no_error_shows_a_password(store: Store, tmp_path: Path) -> None:
+    for uri in (
+        f"http://me:p@ssw0rd@127.0.0.1:{free_port()}",
+        f"http://me:pw/ssw0rd@127.0.0.1:{free_port()}",
+        f"http://127.0.0.1:{free_port()}/?password=ssw0rd",
+        "me:ssw0rd@127.0.0.1:5000",
+        "postgresql://me:ssw0rd@127.0.0.1:1/db",
+    ):
+        tracker = Tracker(make_plan("secret", layers="[1]"), store, uri)
+        tracker.start()
+        trouble = wait(lambda tracker=tracker: tracker.trouble)
+        missed = tracker.close(0.5)
+        assert missed
+        shown = f"{trouble} {missed} {tracker.command} {tracker.link}"
+        assert "ssw0rd" not in shown and "me:p" not in shown, shown
+
+
 # --- the command line -------------------------------------------------------------------------------------
 
 
@@ -336,7 +376,44 @@ def test_commands(
     assert main(["sync", *chosen, "--uri", str(tmp_path)]) == 1
     assert "no runs in plain folders" in capsys.readouterr().err
     assert main(["sync", str(file), "--set", "layrs=[1]"]) == 2
-    assert "did you mean 'layers'" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert said.startswith("raygrid: ") and "did you mean 'layers'" in said
+    assert main(["sync", *chosen, "--store", str(tmp_path / "nowhere")]) == 2
+    assert "there is no store at" in capsys.readouterr().err and not (tmp_path / "nowhere").exists()
+
+
+def test_the_views_command_shows_no_password(
+    server: MlflowServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "study.yaml"
+    file.write_text(
+        STUDY.format(name="told", splits="  - {kind: random, seed: 0}", layers="[1]").replace("toys", "icons40")
+    )
+    uri = server.uri.replace("http://", "http://me:ssw0rd@")
+    assert main(["views", str(file), "--uri", uri]) == 0
+    said = "".join(capsys.readouterr())
+    assert f"{server.uri}/#/experiments" in said and "ssw0rd" not in said
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [(KeyboardInterrupt(), 130, "interrupted"), (OSError(28, "No space left on device"), 3, "No space left on device")],
+)
+def test_whatever_ends_it_early_is_one_line(
+    error: BaseException, code: int, said: str, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    def fail(*rest: object) -> None:
+        raise error
+
+    monkeypatch.setattr(module, "sync", fail)
+    file = tmp_path / "study.yaml"
+    file.write_text(
+        STUDY.format(name="cli", splits="  - {kind: random, seed: 0}", layers="[1]").replace("toys", "icons40")
+    )
+    assert main(["sync", str(file), "--store", store.url]) == code
+    shown = capsys.readouterr().err.strip()
+    assert shown.startswith("raygrid: ") and said in shown and "\n" not in shown
 
 
 # --- PostgreSQL -------------------------------------------------------------------------------------------
