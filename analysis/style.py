@@ -38,6 +38,7 @@ RC: dict[str, Any] = {
     "legend.framealpha": 1.0,
     "legend.numpoints": 1,
     "legend.fontsize": 15,
+    "text.parse_math": False,  # a $ in a name is a $
     "svg.hashsalt": "raygrid",
     "svg.fonttype": "path",
     "path.simplify": True,

@@ -76,6 +76,7 @@ def _panel(ax: Axes, results: Results, published: Results | None, logarithmic: b
         ax.set_yscale("log", nonpositive="mask")
         for axis in (ax.xaxis, ax.yaxis):
             axis.set_major_formatter("{x:g}")
+            axis.set_minor_formatter("")
     for _, line in drawn.groupby(LINE):
         ax.plot(line["images_per_class"], line["score"], color=style.MARKS[LOOK].color, lw=1, zorder=2)
     xs, ys = list(drawn["images_per_class"]), list(drawn["score"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import importlib.util
 import json
 import re
@@ -10,7 +11,7 @@ import subprocess
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import made_up_studies as made_up
 import pandas as pd
@@ -142,6 +143,57 @@ def test_page_is_well_formed(page: str) -> None:
     check = Check()
     check.feed(page)
     assert check.stack == []
+
+
+HOSTILE = [
+    "<script>alert(1)</script></script><script>alert(2)</script>",
+    "</svg></title></style></pre>--><img src=x onerror=alert(3)>",
+    "\"><img src=x onerror=alert(4)> ' onload='alert(5)",
+    r"$\frac$ {{ 7 * 7 }} {% raw %} &lt;b&gt; $x^$",
+]
+
+
+def page_that_says(word: str, folder: Path) -> str:
+    """The page of a study whose names, classes, cells, machines, reasons and sentences are this word."""
+    frame = made_up.demo().assign(study=word, dataset=word, network=word, recipe=word, device=word, commit=word)
+    frame = frame.assign(reason=word, checkpoint_uri=word, cell=frame["cell"] + word)
+    frame.loc[frame["split"] == "semantic", "split"] = word
+    made_up.folder(folder, frame)
+    price = {"low": 1.0, "high": 2.0, "of": word, "date": word}
+    plan = {"question": word, "predicted_seconds": 1, "predicted_on": word}
+    plan["machines"] = {word: {"device_seconds": 1, "usd_per_hour": price}}
+    (folder / "plan.json").write_text(json.dumps(plan))
+    (folder / "study.yaml").write_text(f"name: {json.dumps(word)}\nclasses: {{A: [{json.dumps(word)}]}}\n")
+    return (analysis.write(folder).out / "report.html").read_text(encoding="utf-8")
+
+
+def elements(text: str) -> list[tuple[str, set[str]]]:
+    """Tags and their attributes; of drawings, which differ with their words, only what may not be in them."""
+    drawn = {"svg", "g", "path", "use", "defs", "rect", "clippath", "image"}
+    found: list[tuple[str, set[str]]] = []
+
+    class Seen(HTMLParser):
+        def handle_starttag(self, tag, attrs):
+            if tag not in drawn:
+                found.append((tag, {name for name, _ in attrs}))
+
+    Seen().feed(text)
+    return found
+
+
+@pytest.fixture(scope="module")
+def harmless(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, set[str]]]:
+    return elements(page_that_says("kind", tmp_path_factory.mktemp("harmless")))
+
+
+@pytest.mark.parametrize("evil", HOSTILE)
+def test_what_a_study_says_is_text_wherever_it_stands(evil: str, tmp_path: Path, harmless: list[Any]) -> None:
+    """It makes no element and no attribute: those of the page are the same as with a harmless word."""
+    text = page_that_says(evil, tmp_path)
+    assert elements(text) == harmless
+    assert sum(tag == "script" for tag, _ in harmless) == 1
+    assert not re.search(r"<[^>]*\son\w+\s*=", re.sub(r"=\"[^\"]*\"", "", text)), "no handler in any element"
+    assert html.escape(evil, quote=False) in text.replace("&#34;", '"').replace("&#39;", "'")
 
 
 @pytest.mark.browser
