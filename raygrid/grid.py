@@ -293,11 +293,12 @@ def _settle() -> str | None:
     if address is None:  # else its servers would listen on every interface of the machine
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     if address is None and "RAY_AUTH_TOKEN" not in os.environ:
-        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _own_token()}
+        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     elif TOKEN.exists() or os.environ.get("RAY_AUTH_TOKEN"):
         os.environ.setdefault("RAY_AUTH_MODE", "token")
     if address not in (None, "local") and os.environ.get("RAY_AUTH_MODE") != "token":
         _warn_of(address)
+    _read_again()
     return address
 
 
@@ -315,10 +316,14 @@ def _warn_of(address: str) -> None:
     )
 
 
-@cache
-def _own_token() -> str:
-    """The token of every local Ray of this process: Ray reads the first one that it sees, and keeps to it."""
-    return secrets.token_hex(32)
+def _read_again() -> None:
+    """Ray reads mode and token of authentication once a process; if it did before they were set, have it look again."""
+    if "ray" in sys.modules and not sys.modules["ray"].is_initialized():
+        with contextlib.suppress(ImportError, AttributeError):
+            from ray._raylet import AuthenticationTokenLoader, Config
+
+            Config.initialize("")
+            AuthenticationTokenLoader.instance().reset_cache()
 
 
 def connect() -> Cluster:

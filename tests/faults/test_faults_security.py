@@ -235,6 +235,28 @@ grid.disconnect()
 """
 
 
+AGAIN = """\
+import os
+os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a" * 64}
+import ray
+from ray._raylet import AuthenticationTokenLoader
+assert AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True)
+from raygrid import grid
+for _ in range(2):
+    del os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"]
+    grid.connect()
+    print("IN", len(ray.nodes()), flush=True)
+    grid.disconnect()
+"""
+
+
+def test_a_process_that_ray_told_another_token_before_can_start_its_own_ray() -> None:
+    """A notebook that asked a cluster for its jobs, say, or one that runs two studies."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "RAYGRID_"))}
+    done = subprocess.run([sys.executable, "-c", AGAIN], env=environment, capture_output=True, text=True, timeout=400)
+    assert done.stdout.split() == ["IN", "1", "IN", "1"], done.stderr[-2000:]
+
+
 def test_a_local_ray_asks_for_a_token(tmp_path: Path) -> None:
     """Without one, or with another, nobody of this machine gets in; and no token file is left that others can read."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "RAYGRID_"))}

@@ -153,13 +153,13 @@ def test_a_study_in_a_storm_of_faults(
 
 
 @needs_s3
-@pytest.mark.parametrize("after", [8, 50])
+@pytest.mark.parametrize(("after", "backend"), [(8, "in-process"), (50, "in-process"), (45, "ray")])
 def test_credentials_that_expire_stop_the_grid_with_one_message_and_lose_nothing(
-    after: int, bucket: str, proxy: Proxy, undisturbed: dict[str, Any], tmp_path: Path, capsys: Any
+    after: int, backend: str, bucket: str, proxy: Proxy, undisturbed: dict[str, Any], tmp_path: Path, capsys: Any
 ) -> None:
     proxy.rule = lambda request: "expired" if request.number > after else None
     begun = time.monotonic()
-    assert launch(tmp_path, store=bucket) == 3
+    assert launch(tmp_path, "--set", f"execution.backend={backend}", store=bucket) == 3
     assert time.monotonic() - begun < 60
     said = capsys.readouterr().err
     assert "ExpiredToken" in said and "Traceback" not in said and len(said.strip().splitlines()) == 1, said
@@ -197,7 +197,13 @@ def test_the_bounds_are_those_that_are_stated() -> None:
     for line in ('retry_timeout": timedelta(seconds=90)', "AGAIN_S = 60.0", "SILENCE_S = 30.0", "LEASE_DEAD_S = 60.0"):
         assert line in source
     stated = Path(__file__).with_name("README.md").read_text().split("## Bounds")[1]
-    for words in ("90 s", "within 60 s", "three minutes and some seconds at most", "| 30 s, then again |", "| 60 s; at once"):
+    for words in (
+        "90 s",
+        "within 60 s",
+        "three minutes and some seconds at most",
+        "| 30 s, then again |",
+        "| 60 s; at once",
+    ):
         assert words in stated, words
 
 
