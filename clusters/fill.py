@@ -25,10 +25,14 @@ def outputs(stack: str, region: str | None) -> dict[str, str]:
     return {re.sub(r"(?<=.)([A-Z])", r"-\1", key).lower(): value for key, value in named.items()}
 
 
+def names(text: str) -> set[str]:
+    """The <names> of a file, except in comments."""
+    return set(NAME.findall("\n".join(line.split("#")[0] for line in text.splitlines())))
+
+
 def fill(text: str, values: Mapping[str, str]) -> str:
     """The text with every <name> replaced. Raises ValueError, naming those that nothing is known of."""
-    code = "\n".join(line.split("#")[0] for line in text.splitlines())
-    unknown = sorted(set(NAME.findall(code)) - set(values))
+    unknown = sorted(names(text) - set(values))
     if unknown:
         raise ValueError(f"nothing to put for <{'>, <'.join(unknown)}> (known: {', '.join(sorted(values)) or 'none'})")
     return NAME.sub(lambda match: values.get(match[1], match[0]), text)
@@ -42,7 +46,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--region", help="default: that of your AWS configuration")
     given = parser.parse_args(argv)
     try:
-        given.file.write_text(fill(given.file.read_text(), outputs(given.stack, given.region)))
+        text = given.file.read_text()
+        if not names(text):
+            print(
+                f"{given.file}: nothing was replaced, since no <name> is left in it. To fill it from another stack, or"
+            )
+            print(f"from one that has changed, first take it as it came: git checkout -- {given.file}")
+            return 0
+        given.file.write_text(fill(text, outputs(given.stack, given.region)))
     except Exception as error:
         print(f"raygrid: {given.file} could not be filled from stack {given.stack}: {error}", file=sys.stderr)
         return 2

@@ -165,6 +165,49 @@ def _role_faults(properties: dict[str, Any]) -> Iterator[str]:
                 yield f"may do {action} under no condition"
 
 
+def may(template: dict[str, Any], role: str, action: str, path: str, **context: str) -> bool:
+    """Whether a role may do something to an object of the bucket, by its own policies and the bucket's, as IAM reads
+    them: allowed by one statement, denied by none. `context` holds keys of conditions (`s3:` is left out, - is _)."""
+    resources = template["Resources"]
+    own = resources[role]["Properties"]
+    documents = [policy["PolicyDocument"] for policy in own["Policies"]]
+    documents += [
+        resources[arn["Ref"]]["Properties"]["PolicyDocument"] for arn in own["ManagedPolicyArns"] if "Ref" in arn
+    ]
+    documents += [r["Properties"]["PolicyDocument"] for r in resources.values() if r["Type"] == "AWS::S3::BucketPolicy"]
+    keys = {f"s3:{name}".replace("_", "-").lower(): value for name, value in context.items()}
+    keys["aws:securetransport"] = "true"
+    effects = {
+        statement["Effect"]
+        for document in documents
+        for statement in document["Statement"]
+        if any(_like(action, one) for one in _texts(statement["Action"]))
+        and any(_like(f"${{Bucket.Arn}}/{path}", one) for one in _texts(statement["Resource"]))
+        and all(_holds(test, wanted, keys) for test, wanted in statement.get("Condition", {}).items())
+    }
+    return effects == {"Allow"}
+
+
+def _texts(value: Any) -> list[str]:
+    """One or many of a policy's values; `!Sub` and `!GetAtt` of a short form as text."""
+    if isinstance(value, list):
+        return [text for one in value for text in _texts(one)]
+    if isinstance(value, dict):
+        return [value["Sub"]] if "Sub" in value else [f"${{{value['GetAtt']}}}"] if "GetAtt" in value else []
+    return [value]
+
+
+def _like(text: str, pattern: str) -> bool:
+    return re.fullmatch(re.escape(pattern).replace(r"\*", ".*"), text) is not None
+
+
+def _holds(test: str, wanted: dict[str, Any], keys: dict[str, str]) -> bool:
+    if test == "Null":
+        return all((key.lower() not in keys) == (value == "true") for key, value in wanted.items())
+    assert test in ("Bool", "StringLike", "StringEquals"), f"{test}: not known here"
+    return all(any(_like(keys.get(key.lower(), ""), one) for one in _texts(value)) for key, value in wanted.items())
+
+
 def pod_faults(kind: str, pod: dict[str, Any]) -> list[str]:
     """Faults of a pod's specification."""
     faults = []

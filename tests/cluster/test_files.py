@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.cluster.rules import aws_faults, cluster_faults, pod_faults, read_template, template_faults
+from tests.cluster.rules import aws_faults, cluster_faults, may, pod_faults, read_template, template_faults
 
 ROOT = Path(__file__).resolve().parents[2]
 CLUSTERS = ROOT / "clusters"
@@ -216,13 +216,85 @@ def test_every_rule_of_the_template_can_be_broken(path: str, value: Any, fault: 
     assert any(fault in found for found in template_faults(broken)), template_faults(broken)
 
 
-def test_workers_can_start_no_machine_and_remove_no_record() -> None:
+def test_workers_can_start_no_machine_and_remove_no_result() -> None:
     role = template()["Resources"]["WorkerRole"]["Properties"]
     actions = json.dumps(role["Policies"])
     assert "ec2:" not in actions and "iam:" not in actions
-    deletable = [resource["Sub"] for resource in role["Policies"][0]["PolicyDocument"]["Statement"][0]["Resource"]]
-    record = "${Bucket.Arn}/raygrid/cells/icons40/x/record.json"
-    assert not any(re.fullmatch(re.escape(pattern).replace(r"\*", ".*"), record) for pattern in deletable)
+    assert role["ManagedPolicyArns"] == [{"Ref": "Store"}], "the head reaches workers without SSM"
+    cell = "raygrid/cells/icons40/small/random0/A/base/seed0-1234"
+    for name in ("record.json", "checkpoint-0123456789ab.safetensors"):
+        assert worker_may("GetObject", f"{cell}/{name}")
+        assert not worker_may("DeleteObject", f"{cell}/{name}")
+    for path in ("raygrid/data/0/manifest.json", "raygrid/studies/icons/results.parquet"):
+        assert not worker_may("DeleteObject", path)
+    assert not worker_may("DeleteObjectVersion", f"{cell}/lease.json")
+    for name in ("lease.json", "progress.safetensors"):
+        assert worker_may("PutObject", f"{cell}/{name}", ObjectCreationOperation="true")
+        assert worker_may("DeleteObject", f"{cell}/{name}")
+
+
+def worker_may(action: str, path: str, **context: str) -> bool:
+    return may(template(), "WorkerRole", f"s3:{action}", path, **context)
+
+
+@pytest.mark.parametrize("role", ["WorkerRole", "HeadRole"])
+def test_a_record_is_written_once_and_never_replaced(role: str) -> None:
+    record = "raygrid/cells/icons40/small/random0/A/base/seed0-1234/record.json"
+    put = {"action": "s3:PutObject", "path": record}
+    assert may(template(), role, **put, if_none_match="*", ObjectCreationOperation="true")
+    assert not may(template(), role, **put, ObjectCreationOperation="true")
+    assert may(template(), role, **put, ObjectCreationOperation="false"), "parts of an upload, which creates nothing"
+    policy = template()["Resources"]["BucketOverTls"]["Properties"]["PolicyDocument"]["Statement"]
+    deny = next(statement for statement in policy if statement.get("Sid") == "RecordsAreWrittenOnce")
+    assert deny["Principal"] == "*" and deny["Effect"] == "Deny"
+
+
+def test_a_record_is_written_as_the_bucket_wants_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With If-None-Match, in one piece: else the policy would refuse every record."""
+    import threading
+    from http.server import BaseHTTPRequestHandler, HTTPServer
+
+    from raygrid.store import Store
+
+    asked: list[tuple[str, str | None]] = []
+
+    class Bucket(BaseHTTPRequestHandler):
+        def do_PUT(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            asked.append((self.path, self.headers["If-None-Match"]))
+            self.send_response(200)
+            self.send_header("ETag", '"x"')
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None: ...
+
+    server = HTTPServer(("127.0.0.1", 0), Bucket)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    variables = {"ENDPOINT_URL_S3": f"http://127.0.0.1:{server.server_port}", "REGION": "x"}
+    for name, value in {**variables, "ACCESS_KEY_ID": "x", "SECRET_ACCESS_KEY": "x"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    Store("s3://grid/raygrid").create("cells/x/record.json", b"x" * 100_000)
+    server.shutdown()
+    assert asked == [("/grid/raygrid/cells/x/record.json", "*")]
+
+
+def head_may_start() -> list[Any]:
+    statements = template()["Resources"]["HeadRole"]["Properties"]["Policies"][1]["PolicyDocument"]["Statement"]
+    return [s for s in statements if "ec2:RunInstances" in s["Action"]]
+
+
+def test_the_head_may_start_what_the_file_names_and_no_more() -> None:
+    kinds = {n: k["node_config"]["InstanceType"] for n, k in config("aws")["available_node_types"].items()}
+    del kinds["head"]
+    assert template()["Parameters"]["InstanceTypes"]["Default"].split(",") == sorted(set(kinds.values()))
+    images = [r for s in head_may_start() for r in s["Resource"] if "image/" in json.dumps(r)]
+    assert len(images) == 2, "the stack's own image, and one that aws.yaml may name instead"
+    condition, extra, nothing = images[1]["If"]
+    assert template()["Conditions"][condition] == {"Not": [{"Equals": [{"Ref": "ExtraImage"}, ""]}]}
+    assert extra["Sub"].endswith("::image/${ExtraImage}") and nothing == {"Ref": "AWS::NoValue"}
+    allowed = template()["Parameters"]["ExtraImage"]["AllowedPattern"]
+    assert re.fullmatch(allowed, "") and re.fullmatch(allowed, "ami-0abc12") and not re.fullmatch(allowed, "*")
 
 
 def test_the_stack_gives_every_name_that_the_file_wants() -> None:
@@ -240,6 +312,14 @@ def test_the_stack_gives_every_name_that_the_file_wants() -> None:
 def test_a_name_that_the_stack_lacks_is_named() -> None:
     with pytest.raises(ValueError, match=r"<bucket>, <image>.*known: region"):
         _fill_module().fill("a: <region>\nb: <bucket>\nc: <image>\n", {"region": "x"})
+
+
+def test_a_file_that_is_filled_already_is_not_called_ready(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It may be filled from another stack; nobody is asked what is in this one."""
+    (tmp_path / "aws.yaml").write_text("region: us-west-2  # was <region>\n")
+    assert _fill_module().main([str(tmp_path / "aws.yaml")]) == 0
+    said = capsys.readouterr().out
+    assert "nothing was replaced" in said and "git checkout -- " in said and "ready" not in said
 
 
 def _fill_module() -> Any:
