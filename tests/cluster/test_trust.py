@@ -18,6 +18,11 @@ from typing import Any
 import pytest
 
 from raygrid import grid
+from raygrid.errors import StoreError
+from raygrid.record import Record, find_record, folder, write_record
+from raygrid.store import Store
+from raygrid.train import Bench, train_cohort
+from tests.worlds import World
 
 OTHER = 12345
 Fault = Callable[[Path, pytest.MonkeyPatch], None]
@@ -194,10 +199,10 @@ def test_a_cluster_without_a_token_is_said(
 @pytest.fixture
 def shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The machine's folder for temporary files."""
-    folder = tmp_path / "shared"
-    folder.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    return folder
+    place = tmp_path / "shared"
+    place.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(place))
+    return place
 
 
 @pytest.mark.parametrize("fault", [None, *FAULTS])
@@ -265,3 +270,37 @@ def test_a_cluster_grows_to_its_own_bound_whatever_its_kinds_of_workers_add_up_t
     config["max_workers"] = 0
     (tmp_path / "ray_bootstrap_config.yaml").write_text(json.dumps(config))
     assert grid._most() == (0.0, 0.0)
+
+
+# --- what a worker's role forbids ------------------------------------------------------------------------------------
+
+
+def test_a_worker_that_may_remove_no_checkpoint_still_ends_with_the_record_that_stands(
+    world: World, tmp_path: Path
+) -> None:
+    """Another worker was faster, with other bytes; this one's checkpoint stays, a file too many."""
+    cell = next(cell for cell in world.plan.cells if cell.treatment == "base")  # type: ignore[attr-defined]
+    standing = world.records[cell.address]
+    moved = standing.result.model_copy(update={"checkpoint": f"{folder(cell)}/checkpoint-000000000000.safetensors"})
+    standing = standing.model_copy(update={"result": moved})
+
+    class Strict(Store):
+        """Like the bucket of clusters/aws-iam."""
+
+        def put(self, path: str, data: bytes) -> None:
+            super().put(path, data)
+            if "checkpoint-" in path:
+                assert write_record(Store(self.url), standing)
+
+        def delete(self, path: str) -> None:
+            if not path.endswith(("lease.json", "progress.safetensors")):
+                raise StoreError(f"{path}: AccessDenied")
+            super().delete(path)
+
+    store = Strict(world.fresh(tmp_path / "store", bases=False).url)
+    told: list[Record] = []
+    outcomes = train_cohort([cell], Bench(store, world.plan.facts, done=told.append))  # type: ignore[attr-defined]
+    assert outcomes == {cell.address: "ok"}
+    assert told == [standing] == [find_record(store, cell)]
+    left = sorted(path.rpartition("/")[2] for path in store.list(folder(cell)))
+    assert len(left) == 2 and left[1] == "record.json", left
