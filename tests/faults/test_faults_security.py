@@ -34,26 +34,56 @@ MAY_UNPICKLE = {"raygrid/data/cifar10.py"}
 feed it hostile ones)"""
 FORBIDDEN_MODULES = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal", "jsonpickle"}
 FORBIDDEN_CALLS = {
-    "torch.load", "torch.jit.load", "torch.export.load", "pandas.read_pickle", "pd.read_pickle", "np.fromfile",
-    "yaml.load", "yaml.full_load", "yaml.unsafe_load", "yaml.load_all", "eval", "exec", "compile", "__import__",
-    "os.system", "os.popen", "tarfile.extractall", "shutil.unpack_archive",
+    "torch.load", "torch.jit.load", "torch.export.load", "pandas.read_pickle", "numpy.fromfile", "yaml.load",
+    "yaml.full_load", "yaml.unsafe_load", "yaml.load_all", "yaml.full_load_all", "yaml.unsafe_load_all", "eval", "exec",
+    "compile", "__import__", "os.system", "os.popen", "tarfile.extractall", "shutil.unpack_archive",
 }  # fmt: skip
+USUAL = {"np": "numpy", "pd": "pandas"}
+"""names that stand for modules even where a piece of source does not import them"""
 
 
 def faults_in(source: str, name: str) -> list[str]:
-    """Uses of what could execute what it reads."""
-    found = []
-    for node in ast.walk(ast.parse(source)):
+    """Uses of what could execute what it reads, under whatever name it was imported. Naming such a function is enough:
+    it could be handed on."""
+    tree = ast.parse(source)
+    known = dict(USUAL)
+    imported = set()
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import | ast.ImportFrom):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
-            found += [n for n in names if n.split(".")[0] in FORBIDDEN_MODULES and name not in MAY_UNPICKLE]
+            whence = f"{node.module or ''}." if isinstance(node, ast.ImportFrom) else ""
+            imported |= {f"{whence}{alias.name}" for alias in node.names}
+            known |= {
+                alias.asname or alias.name: f"{whence}{alias.name}" for alias in node.names if alias.asname or whence
+            }
+
+    def real(node: ast.expr) -> str:
+        parts = []
+        while isinstance(node, ast.Attribute):
+            parts.append(node.attr)
+            node = node.value
+        first = known.get(node.id, node.id) if isinstance(node, ast.Name) else "?"
+        return ".".join([first, *reversed(parts)])
+
+    found = [n for n in imported if set(n.split(".")) & FORBIDDEN_MODULES and name not in MAY_UNPICKLE]
+    found += [n for n in imported if n in FORBIDDEN_CALLS or n.endswith(".*")]
+    safe = set()
+    for node in ast.walk(tree):
         if isinstance(node, ast.Call):
-            called = ast.unparse(node.func)
             named = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
-            if called in FORBIDDEN_CALLS or called.endswith(".extractall") or named.get("shell") == "True":
-                found.append(called)
-            if called in ("np.load", "numpy.load") and named.get("allow_pickle") != "False":
-                found.append(f"{called} without allow_pickle=False")
+            if named.get("shell", "False") != "False":
+                found.append(f"{real(node.func)} with shell")
+            if named.get("allow_pickle") == "False":
+                safe.add(node.func)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute | ast.Name):
+            used = real(node)
+            parts = used.split(".")
+            if used in FORBIDDEN_CALLS or parts[-1] == "extractall":
+                found.append(used)
+            if len(parts) > 1 and set(parts) & FORBIDDEN_MODULES and name not in MAY_UNPICKLE:
+                found.append(used)
+            if used == "numpy.load" and node not in safe:
+                found.append(f"{used} without allow_pickle=False")
     return found
 
 
@@ -65,7 +95,11 @@ def test_nothing_that_is_read_is_executed(path: Path) -> None:
 @pytest.mark.parametrize(
     "bad",
     ["import pickle", "from joblib import load", "torch.load(p)", "np.load(p)", "np.load(p, allow_pickle=True)",
-     "yaml.load(t, Loader=yaml.Loader)", "archive.extractall()", "eval(t)", "subprocess.run(c, shell=True)"],
+     "yaml.load(t, Loader=yaml.Loader)", "archive.extractall()", "eval(t)", "subprocess.run(c, shell=True)",
+     "subprocess.run(c, shell=1)", "from torch import load", "from torch import load as get\nget(p)", "import torch as t\nt.load(p)",
+     "from torch import jit\njit.load(p)", "from ray import cloudpickle", "import ray.cloudpickle", "ray.cloudpickle.loads(b)",
+     "import ray\nray.cloudpickle.loads(b)", "from yaml import load", "from yaml import *", "import yaml as y\ny.unsafe_load(t)",
+     "from numpy import load\nload(p)", "import numpy as n\nn.load(p)", "list(map(torch.load, paths))", "from os import system as s"],
 )  # fmt: skip
 def test_each_of_these_would_be_found(bad: str) -> None:
     assert faults_in(bad, "raygrid/x.py")
