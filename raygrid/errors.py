@@ -21,10 +21,6 @@ import sys
 from collections.abc import Iterable
 
 
-class RaygridWarning(UserWarning):
-    """Something the user should know that does not stop the work."""
-
-
 class RaygridError(Exception):
     """Base of all errors raised on purpose; `str(error)` is one clear message for a person."""
 

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raygrid.errors import DataError, RaygridError, StoreError
+from raygrid.errors import DataError, RaygridError, StoreError, UserError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -88,7 +88,7 @@ def find_study(name: str | None, overrides: Sequence[str]) -> Study:
     from raygrid.study import Study, bundled_studies
 
     bundled = bundled_studies()
-    if name is None or (name in bundled and not Path(name).exists()):
+    if name is None or (name in bundled and not Path(name).is_file()):
         name = str(bundled[name or DEFAULT])
     return Study.load(name, overrides)
 
@@ -113,14 +113,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console(soft_wrap=True)
     try:
         asked = job_for(arguments.study, arguments.set, arguments.store, arguments.out)
-        if arguments.dry_run or arguments.explain:
-            from raygrid.preview import preview
-
-            return preview(
-                asked.study, asked.store_url, console, arguments.explain, arguments.cluster, arguments.prices
-            )
         from raygrid import remote
 
+        if arguments.dry_run:
+            from raygrid.preview import preview
+
+            cluster = remote.chosen(arguments.cluster)
+            file = cluster if cluster and "://" not in cluster else None
+            if arguments.prices and not file:
+                raise UserError(
+                    "--prices: dollars are printed for the node types of a cluster file; add --cluster FILE"
+                )
+            return preview(asked.study, asked.store_url, console, arguments.explain, file, arguments.prices)
+        for flag, value in (("--explain", arguments.explain), ("--prices", arguments.prices)):
+            if value:
+                raise UserError(f"{flag} goes with --dry-run, which trains nothing; add it")
         if cluster := remote.chosen(arguments.cluster):
             named = arguments.study or DEFAULT
             return remote.run(
@@ -170,7 +177,7 @@ def launch(asked: Job, console: Console) -> int:
     the_plan = plan(study, manifest.facts())
     publish(manifest, place, store)
     records = find_records(store, the_plan.cells)
-    tidy(store, [record.cell for record in records.values()])
+    tidy(store, [record.cell for record in records.values()], the_plan.cells)
     folder = asked.out / study.name
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -241,10 +248,8 @@ def _train(
         memory=memory,
     )
     display = Display(board, console, devices, predicted)
-    grid = grids.Grid(the_plan, agenda, store, _Both(display, tracker, folder / FAILURES))
+    grid = grids.Grid(the_plan, agenda, store, _Both(display, tracker, store, folder / FAILURES))
     tracker.start()
-    if tracker.uri.startswith("http") and tracker.ready(10) and tracker.link:
-        console.print(f"{'MLflow':<10}{tracker.link}", highlight=False, markup=False)
     with _stopping(grid, raises=cluster is not None):
         try:
             with display:
@@ -272,24 +277,37 @@ def _close(tracker: Tracker, behind: Path, seconds: float, console: Console) -> 
 
 
 class _Both:
-    """Tells the display and the tracker, and keeps the log of failures."""
+    """Tells the display and the tracker, and the store of failures; keeps their log."""
 
-    def __init__(self, display: Any, tracker: Any, log: Path):
-        self.display, self.tracker, self.log = display, tracker, log
+    def __init__(self, display: Any, tracker: Any, store: Store, log: Path):
+        self.display, self.tracker, self.store, self.log = display, tracker, store, log
+        self.linked = False
+
+    def _link(self) -> None:
+        """MLflow's link, as soon as it is known: nobody waits for it."""
+        if not self.linked and self.tracker.link:
+            self.linked = True
+            self.display.note(f"{'MLflow':<10}{self.tracker.link}")
 
     def logged(self, cell: Cell, step: int, metrics: dict[str, float]) -> None:
+        self._link()
         self.tracker.log(cell, step, metrics)
         self.display.logged(cell, step, metrics)
         self.display.trouble = self.tracker.trouble or ""
 
     def recorded(self, record: Record) -> None:
+        self._link()
         self.tracker.finish(record.cell, record)
         self.display.recorded(record)
 
     def failed(self, cell: Cell, why: str) -> None:
+        from raygrid.record import note_failure
+
+        note_failure(self.store, cell, why)
         self.display.failed(cell, why)
 
     def started(self, cohort: Cohort, where: str) -> None:
+        self._link()
         self.display.started(cohort, where)
 
     def ended(self, cohort: Cohort) -> None:

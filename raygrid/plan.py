@@ -35,8 +35,6 @@ class Summary:
     """how many have records already; what follows but `ideal` is about the others"""
     ideal: Ideal
     """FLOPs and full trainings of the whole plan, rung by rung"""
-    trainings_saved: int
-    """trainings that sharing bases saves: every copying cell would need its own"""
     devices: int
     kind: str
     """device kind that seconds and memory are meant for, a key of `cost.DEVICES`"""
@@ -49,8 +47,6 @@ class Summary:
     """trainings' worth of images to decode and augment"""
     seconds: float
     """predicted time from the first step to the last, without the start-up of Ray and its workers"""
-    device_seconds: float
-    """predicted time summed over devices while they train"""
 
 
 @dataclass(frozen=True)
@@ -96,7 +92,6 @@ class Plan:
             counts=self.counts,
             existing=sum(cell.address in (done or {}) for cell in self.cells),
             ideal=ideal(self.cells, self.facts),
-            trainings_saved=self.trainings_if_independent - len(self.cells),
             devices=devices,
             kind=kind,
             cohorts=len(played.cohorts),
@@ -104,7 +99,6 @@ class Plan:
             peak_bytes=max((cohort_bytes(cohort.cells, meter, kind) for cohort in played.cohorts), default=0),
             input_passes=played.input_passes,
             seconds=played.makespan,
-            device_seconds=played.busy * played.makespan * devices,
         )
 
 

@@ -315,9 +315,9 @@ def test_a_load_counts_each_trunk_once_in_any_order() -> None:
 
 def test_the_summary_says_what_the_plan_comes_to() -> None:
     found = BALANCED.summary(devices=8, kind="H100")
-    assert (found.cells, found.trainings_saved, found.input_passes, found.cohorts) == (232, 224, 16, 16)
+    assert (found.cells, found.input_passes, found.cohorts) == (232, 16, 16)
+    assert BALANCED.trainings_if_independent == 232 + 224
     assert found.largest_cohort == 28 and 10e9 < found.peak_bytes < 80e9
-    assert found.device_seconds == pytest.approx(8 * found.seconds, rel=0.01)
 
 
 def test_the_summary_of_a_begun_plan_is_about_what_is_left() -> None:
