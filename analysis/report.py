@@ -208,8 +208,10 @@ def _machines(results: Results) -> dict[str, tuple[float, Mapping[str, Any]]]:
         facts = {str(name): m if isinstance(m, Mapping) else {} for name, m in noted.items()}
         prices = {n: p if isinstance(p := m.get("usd_per_hour"), Mapping) else {} for n, m in facts.items()}
         return {n: (_positive(m.get("device_seconds")) or 0.0, prices[n]) for n, m in facts.items()}
-    names = [name or "an unnamed machine" for name in _column(results.frame, "device")]
-    spent = results.frame.groupby(names)["duration_s"].sum()
+    import numpy as np
+
+    names = np.array([name or "an unnamed machine" for name in _column(results.frame, "device")], dtype=object)
+    spent = results.frame.groupby(names)["duration_s"].sum()  # a list of names might be taken for columns
     return {str(name): (float(s), {}) for name, s in zip(spent.index, spent, strict=True) if s > 0}
 
 
