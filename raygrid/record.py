@@ -7,13 +7,14 @@ says when, where and with what, and may differ.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
+from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
 from raygrid.cell import Cell, canonical, digest
-from raygrid.errors import AlreadyExists, IntegrityError
+from raygrid.errors import AlreadyExists, IntegrityError, StoreError
 from raygrid.store import Store
 from raygrid.study import Frozen
 
@@ -114,6 +115,10 @@ def lease_path(cell: Cell) -> str:
     return f"{folder(cell)}/lease.json"
 
 
+def failure_path(cell: Cell) -> str:
+    return f"{folder(cell)}/failure.json"
+
+
 def checkpoint_path(cell: Cell, sha256: str) -> str:
     """Named by content: two workers that raced cannot mix a record with the other's weights."""
     return f"{folder(cell)}/checkpoint-{sha256[:12]}.safetensors"
@@ -162,13 +167,15 @@ def find_record(store: Store, cell: Cell) -> Record | None:
     raise AssertionError("unreachable")
 
 
-def find_records(store: Store, cells: Iterable[Cell]) -> dict[str, Record]:
-    """Records of those cells that have one, by address. One listing, then only reads of what exists."""
+def find_records(store: Store, cells: Iterable[Cell], listed: Container[str] | None = None) -> dict[str, Record]:
+    """Records of those cells that have one, by address. One listing, unless its paths are given as `listed`; then only
+    reads of what exists."""
     wanted: Mapping[str, Cell] = {record_path(cell): cell for cell in cells}
-    roots = {cell.target.dataset for cell in wanted.values()}
-    present = [path for root in sorted(roots) for path in store.list(f"cells/{root}") if path in wanted]
+    if listed is None:
+        roots = sorted({cell.target.dataset for cell in wanted.values()})
+        listed = {path for root in roots for path in store.list(f"cells/{root}")}
     found = {}
-    for path, data in store.find_many(present).items():
+    for path, data in store.find_many(path for path in wanted if path in listed).items():
         try:
             record: Record | None = read_record(data, store.uri(path), wanted[path])
         except IntegrityError:
@@ -178,11 +185,23 @@ def find_records(store: Store, cells: Iterable[Cell]) -> dict[str, Record]:
     return found
 
 
-def tidy(store: Store, cells: Iterable[Cell]) -> None:
-    """Remove what killed processes left of finished cells: progress and leases, of no use once there is a record."""
-    wanted = list(cells)
-    left = {path for cell in wanted for path in (progress_path(cell), lease_path(cell))}
-    for root in sorted({cell.target.dataset for cell in wanted}):
+def note_failure(store: Store, cell: Cell, why: str) -> None:
+    """Leave word, for whoever asks the store, of a cell that could not be trained. The next launch tries it again."""
+    note = {"why": why, "ended": datetime.now(UTC).isoformat(timespec="seconds")}
+    try:
+        store.put(failure_path(cell), canonical(note).encode())
+    except StoreError:
+        return  # it was told where it was launched
+
+
+def tidy(store: Store, finished: Iterable[Cell], open_: Iterable[Cell] = ()) -> None:
+    """Remove what killed processes left of finished cells, progress and leases, of no use once there is a record; and
+    what is said of failures, also of cells that are tried again now."""
+    done = list(finished)
+    again = list(open_)
+    left = {path for cell in done for path in (progress_path(cell), lease_path(cell))}
+    left |= {failure_path(cell) for cell in [*done, *again]}
+    for root in sorted({cell.target.dataset for cell in [*done, *again]}):
         for path in store.list(f"cells/{root}"):
             if path in left:
                 store.delete(path)
