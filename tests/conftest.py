@@ -8,7 +8,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.no_skip import pytest_make_collect_report, pytest_runtest_makereport
 from tests.worlds import World, make_world
+
+__all__ = ["pytest_make_collect_report", "pytest_runtest_makereport"]
 
 _CACHE = tempfile.TemporaryDirectory(prefix="raygrid-test-cache-")
 os.environ["RAYGRID_CACHE"] = _CACHE.name

@@ -1,8 +1,6 @@
-"""Labs are skipped, with the reason, where this machine cannot make one; with RAYGRID_NO_SKIP=1 that is a failure."""
+"""Labs are skipped, with the reason, where this machine cannot make one."""
 
 from __future__ import annotations
-
-import os
 
 import pytest
 
@@ -22,9 +20,7 @@ CELLS = 20
 
 
 def unavailable(reason: str | None) -> None:
-    """Skip, or fail where nothing may be skipped."""
-    if reason and os.environ.get("RAYGRID_NO_SKIP") == "1":
-        pytest.fail(f"RAYGRID_NO_SKIP=1, but: {reason}")
+    """Skip, with the reason."""
     if reason:
         pytest.skip(reason)
 
