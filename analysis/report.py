@@ -13,11 +13,12 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
-from analysis.tables import Table, points
+from analysis.tables import Table
 from analysis.vocabulary import count
 
 if TYPE_CHECKING:
@@ -100,11 +101,11 @@ def write(page: Page, out: Path) -> Path:
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["minus"] = lambda text: re.sub(r"(?<![\w.])-(?=\d)", "\u2212", str(text))
+    environment.filters["typeset"] = _typeset
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    rows = cell_rows(page.results)
+    rows, under, stored = _shortened(cell_rows(page.results))
     made = provenance(page.results)
-    common: dict[str, Any] = {"page": page, "made": made, "count": count, "points": points}
+    common: dict[str, Any] = {"page": page, "made": made, "count": count, "under": under, "stored": stored}
     bare = template.render(**common, rows=[], left=len(rows))
     for thinner in (replace(page, learning=None), replace(page, learning=None, comparison=None)):
         if len(bare.encode()) > LIMIT - ROOM:
@@ -120,6 +121,37 @@ def write(page: Page, out: Path) -> Path:
     path = out / "report.html"
     path.write_text(template.render(**common, rows=kept, left=len(rows) - len(kept)), encoding="utf-8")
     return path
+
+
+def _typeset(text: object) -> str:
+    """Minus signs, and no line break within `[-1.85, +4.95]`, `(4 splits)` or `(n = 1, 3, 5)`."""
+    text = re.sub(r"(?<![\w.])-(?=\d)|(?<= )-(?= )", "\u2212", str(text))
+    return re.sub(r"\[[^\]]*\]|\([^()]{,16}\)|\bn = \d+", lambda m: m[0].replace(" ", "\u00a0"), text)
+
+
+def _shortened(rows: list[dict[str, str]]) -> tuple[list[dict[str, str]], str, str]:
+    """Networks and checkpoints without the folders that all share, and these folders. A checkpoint in its network's
+    folder is named by its file."""
+    under = _folder([row["cell"] for row in rows])
+    ends = [(row["cell"] + "/", row["checkpoint"]) for row in rows if row["checkpoint"]]
+    roots = {uri.partition(cell)[0] for cell, uri in ends if cell in uri}
+    stored = roots.pop() if len(roots) == 1 and all(cell in uri for cell, uri in ends) else ""
+    short = [
+        {
+            **row,
+            "cell": row["cell"].removeprefix(under),
+            "checkpoint": row["checkpoint"].removeprefix(f"{stored}{row['cell']}/") if stored else row["checkpoint"],
+        }
+        for row in rows
+    ]
+    return short, under, stored
+
+
+def _folder(paths: Sequence[str]) -> str:
+    """The folder that all paths share, with its slash; empty where there is none, or one path only."""
+    levels = zip(*(path.split("/")[:-1] for path in paths), strict=False)
+    shared = takewhile(lambda names: len(set(names)) == 1, levels)
+    return "".join(f"{names[0]}/" for names in shared) if len(paths) > 1 else ""
 
 
 def cell_rows(results: Results) -> list[dict[str, str]]:

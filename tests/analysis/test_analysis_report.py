@@ -109,6 +109,21 @@ def test_page_says_what_the_run_took_and_cost(page: str, tmp_path: Path) -> None
     }
 
 
+def test_networks_are_listed_without_the_folders_that_all_share(tmp_path: Path) -> None:
+    """The folders are said once; where checkpoints lie elsewhere, each says its place."""
+    frame = made_up.demo()
+    frame["cell"] = "data/small/" + frame["cell"]
+    frame["checkpoint_uri"] = "s3://bucket/cells/" + frame["cell"] + "/checkpoint-00.safetensors"
+    text = (analysis.write(made_up.folder(tmp_path / "one", frame)).out / "report.html").read_text()
+    assert "Networks under <code>data/small/</code>. Checkpoints under <code>s3://bucket/cells/</code>" in text
+    assert "<td><code>checkpoint-00.safetensors</code>" in text
+    assert "<td><code>random0/A/base/0/seed0</code>" in text
+    frame.loc[0, "checkpoint_uri"] = "s3://other/checkpoint-00.safetensors"
+    text = (analysis.write(made_up.folder(tmp_path / "two", frame)).out / "report.html").read_text()
+    assert "Checkpoints under" not in text
+    assert "<td><code>s3://other/checkpoint-00.safetensors</code>" in text
+
+
 def test_pictures_have_alt_texts_and_ids_are_unique(page: str) -> None:
     svgs = re.findall(r"<svg\b[^>]*>", page)
     assert len(svgs) + len(re.findall(r"<img\b", page)) == 5
@@ -198,8 +213,8 @@ def test_what_a_study_says_is_text_wherever_it_stands(evil: str, tmp_path: Path,
 
 @pytest.mark.browser
 def test_opens_in_a_real_browser(demo: analysis.Written, tmp_path: Path, need: Callable[[bool, str], None]) -> None:
-    """Desk and phone, light and dark: no error, no request but the file, nothing wider than the screen; sorting and
-    filtering work. Screenshots are left in the test's folder."""
+    """Desk and phone, light and dark, and on paper: no error, no request but the file, nothing wider than the screen;
+    sorting and filtering work. Screenshots are left in the test's folder."""
     need(importlib.util.find_spec("playwright") is not None, "playwright is not installed: pip install playwright")
     need(Path(CHROMIUM).exists(), f"no {CHROMIUM}: install Debian's chromium")
     from playwright import sync_api as playwright
@@ -234,6 +249,9 @@ def test_opens_in_a_real_browser(demo: analysis.Written, tmp_path: Path, need: C
                 assert shown == 1
                 tab.click("details summary")
                 assert tab.locator("details svg").first.is_visible()
+                printed = tab.pdf(path=tmp_path / "printed.pdf", format="A4")
+                pages = len(re.findall(rb"/Type */Page\b", printed))
+                assert 5 < pages < 25, "one network a line, not three a page"
             context.close()
         browser.close()
     assert errors == []
