@@ -320,7 +320,7 @@ def _read_again() -> None:
     """Ray reads mode and token of authentication once a process; if it did before they were set, have it look again."""
     if "ray" in sys.modules and not sys.modules["ray"].is_initialized():
         with contextlib.suppress(ImportError, AttributeError):
-            from ray._raylet import AuthenticationTokenLoader, Config
+            from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
             Config.initialize("")
             AuthenticationTokenLoader.instance().reset_cache()

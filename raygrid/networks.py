@@ -12,10 +12,12 @@ from functools import cached_property
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from raygrid.architectures import ARCHITECTURES, Stage, StageShape, shapes
 from raygrid.cell import Cell
 from raygrid.data.stream import Batch, Noise
+from raygrid.study import Augmentation
 
 
 class Normalization(nn.Module):
@@ -162,9 +164,22 @@ def build(cell: Cell, mean: np.ndarray, std: np.ndarray) -> StagedNetwork:
 
 
 def inputs(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """A batch's images, labels, offsets and flips as tensors on a device."""
-    arrays = (batch.images_BHWC, batch.labels_B, batch.offsets_B2, batch.flips_B)
-    pin = device.type == "cuda"
+    """A batch's crops, labels, offsets and flips as tensors on a device. To an accelerator go whole images, as uint8 from
+    pinned memory, and are cropped there: the same bytes."""
+    far = device.type != "cpu"
+    arrays = (batch.images_BHWC if far else batch.crops, batch.labels_B, batch.offsets_B2, batch.flips_B)
     tensors = [torch.from_numpy(np.ascontiguousarray(a)) for a in arrays]
-    x, y, offsets, flips = (t.pin_memory().to(device, non_blocking=True) if pin else t for t in tensors)
-    return x, y, offsets, flips
+    x, y, offsets, flips = (t.pin_memory().to(device, non_blocking=True) if far else t for t in tensors)
+    return crop(x, offsets, flips, batch.augmentation) if far else x, y, offsets, flips
+
+
+def crop(images: Tensor, offsets: Tensor, flips: Tensor, augmentation: Augmentation) -> Tensor:
+    """`stream.crop` as one gather, for devices on which a loop over images is slow (on CPUs the loop is 3 to 4 times as
+    fast): uint8 [B, H, W, 3] -> [B, crop, crop, 3]."""
+    side, pad = augmentation.crop or images.shape[1], augmentation.padding
+    padded = functional.pad(images, (0, 0, pad, pad, pad, pad)) if pad else images
+    along = torch.arange(side, device=images.device)
+    rows = offsets[:, :1] + along
+    columns = offsets[:, 1:] + torch.where(flips[:, None], along.flip(0), along)
+    which = torch.arange(len(images), device=images.device)[:, None, None]
+    return padded[which, rows[:, :, None], columns[:, None, :]]

@@ -77,8 +77,8 @@ def show(
         "sharing",
         f"saves {rungs.independent.units - rungs.trunk_shared.units:.0f} trainings: "
         f"{rungs.independent.units:.0f} trainings' worth of work if each network had its own base, "
-        f"{rungs.bases_shared.units:.0f} with bases shared, {rungs.trunk_shared.units:.0f} with frozen layers shared too; "
-        f"batches are made {summary.input_passes} times, not {missing}",
+        f"{rungs.bases_shared.units:.0f} with bases shared, {rungs.trunk_shared.units:.0f} with frozen layers shared "
+        f"too; batches are made {summary.input_passes} times, not {missing}",
     )
     size = f"at most {summary.largest_cohort} networks"
     line("work", f"{rungs.trunk_shared.flops:.3g} FLOP in {summary.cohorts} cohorts of {size}")

@@ -98,6 +98,7 @@ def train_cohort(cells: Sequence[Cell], bench: Bench) -> dict[str, str]:
     streams = {cell.stream for cell in cells}
     assert len(streams) == 1, f"cells of {len(streams)} streams in one cohort"
     torch.set_num_threads(cells[0].recipe.numerics.threads)
+    torch.backends.cudnn.benchmark = bench.device.type == "cuda"  # shapes never change
     _keep_memory()
     outcomes: dict[str, str] = {}
     leases = Leases(bench.store)

@@ -192,6 +192,21 @@ def test_equal_networks_are_equal_files(world) -> None:
 # --- law 3: no hidden randomness -------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("size", "side", "padding"), [(8, None, 1), (32, 27, 0), (32, 40, 4), (9, 9, 0)])
+def test_crops_of_an_accelerator_are_the_same_bytes(size: int, side: int | None, padding: int) -> None:
+    from raygrid.data import stream
+    from raygrid.networks import crop
+    from raygrid.study import Augmentation
+
+    draw = np.random.default_rng(0)
+    images = draw.integers(0, 256, (50, size, size, 3), dtype=np.uint8)
+    offsets = draw.integers(0, size + 2 * padding - (side or size) + 1, (50, 2))
+    flips = draw.random(50) < 0.5
+    augmentation = Augmentation(crop=side, padding=padding, flip=True)
+    found = crop(*(torch.from_numpy(a) for a in (images, offsets, flips)), augmentation)
+    assert np.array_equal(found.numpy(), stream.crop(images, offsets, flips, augmentation))
+
+
 def test_the_global_generators_are_neither_read_nor_moved(world, tmp_path: Path) -> None:
     store = world.fresh(tmp_path)
     torch.manual_seed(99)
@@ -254,15 +269,15 @@ def stream_of(world, name: str) -> Stream:
 def test_cells_of_a_task_see_the_same_batches_and_the_base_saw_others(world) -> None:
     mine, other, base = (stream_of(world, name) for name in ("B4B", "A7B+", "baseB"))
     for step in (0, 5, 40):
-        assert np.array_equal(mine.batch(step).images_BHWC, other.batch(step).images_BHWC)
-        assert not np.array_equal(mine.batch(step).images_BHWC, base.batch(step).images_BHWC)
+        assert np.array_equal(mine.batch(step).crops, other.batch(step).crops)
+        assert not np.array_equal(mine.batch(step).crops, base.batch(step).crops)
 
 
 def test_a_batch_depends_on_its_step_alone(world) -> None:
     one, other = stream_of(world, "B4B"), stream_of(world, "B4B")
     for step in range(30):
         one.batch(step)
-    assert np.array_equal(one.batch(7).images_BHWC, other.batch(7).images_BHWC)
+    assert np.array_equal(one.batch(7).crops, other.batch(7).crops)
 
 
 def test_every_epoch_has_every_image_once(world) -> None:

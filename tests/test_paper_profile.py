@@ -305,12 +305,12 @@ class Pictures:
 def test_images_are_cropped_to_227_anywhere_in_training_and_at_14_14_in_tests(published: Plan) -> None:
     cell = published.cells[0]
     test = TestSet(Pictures(3), cell).batches(None)[0]
-    assert test.images_BHWC.shape == (3, 227, 227, 3)
-    assert np.all(test.images_BHWC[:, 0, 0, :2] == 14) and not test.flips_B.any()
+    assert test.crops.shape == (3, 227, 227, 3)
+    assert np.all(test.crops[:, 0, 0, :2] == 14) and not test.flips_B.any()
     batch = Stream(Pictures(40), cell).batch(5)
-    assert batch.images_BHWC.shape == (256, 227, 227, 3)
-    edge = np.where(batch.flips_B, batch.images_BHWC[:, 0, -1, 1], batch.images_BHWC[:, 0, 0, 1])
-    np.testing.assert_array_equal(np.stack([batch.images_BHWC[:, 0, 0, 0], edge], 1), batch.offsets_B2)
+    assert batch.crops.shape == (256, 227, 227, 3)
+    edge = np.where(batch.flips_B, batch.crops[:, 0, -1, 1], batch.crops[:, 0, 0, 1])
+    np.testing.assert_array_equal(np.stack([batch.crops[:, 0, 0, 0], edge], 1), batch.offsets_B2)
     assert batch.offsets_B2.min() == 0 and batch.offsets_B2.max() == 29
     assert 90 < batch.flips_B.sum() < 166
 
@@ -321,7 +321,7 @@ def test_the_papers_order_is_the_same_in_every_epoch(published: Plan, order: str
         update={"recipe": Recipe(iterations=9, batch_size=10, order=order, augmentation=Augmentation(padding=0))}
     )
     stream = Stream(Pictures(20), cell)
-    seen = [np.concatenate([stream.batch(2 * e + i).images_BHWC[:, 0, 0, 2] for i in (0, 1)]) for e in range(3)]
+    seen = [np.concatenate([stream.batch(2 * e + i).crops[:, 0, 0, 2] for i in (0, 1)]) for e in range(3)]
     assert all(sorted(epoch) == list(range(20)) for epoch in seen)
     assert (seen[0].tolist() == seen[1].tolist() == seen[2].tolist()) == (order == "fixed")
     assert seen[0].tolist() != sorted(seen[0])

@@ -28,16 +28,23 @@ def generator(*names: str | int | None) -> np.random.Generator:
 
 @dataclass(frozen=True)
 class Batch:
-    """Crops of B images with all that was drawn for them."""
+    """B images with all that was drawn for them."""
 
     images_BHWC: np.ndarray
-    """uint8 [B, crop, crop, 3], RGB"""
+    """uint8 [B, H, W, 3], RGB, whole"""
+    augmentation: Augmentation
+    """how large the crops are, out of how much padding"""
     labels_B: np.ndarray
     """int64 [B]: rank of the class among the task's"""
     offsets_B2: np.ndarray
     """int64 [B, 2]: top and left of the crop in the padded image"""
     flips_B: np.ndarray
     """bool [B]: mirrored left to right"""
+
+    @property
+    def crops(self) -> np.ndarray:
+        """uint8 [B, crop, crop, 3]"""
+        return crop(self.images_BHWC, self.offsets_B2, self.flips_B, self.augmentation)
 
 
 class Stream:
@@ -68,8 +75,7 @@ class Stream:
         room = size + 2 * aug.padding - (aug.crop or size)
         offsets = draw.integers(0, room + 1, size=(count, 2))
         flips = draw.random(count) < 0.5 if aug.flip else np.zeros(count, dtype=bool)
-        crops = crop(self.images.gather(rows), offsets, flips, aug)
-        return Batch(crops, self.labels[where], offsets, flips)
+        return Batch(self.images.gather(rows), aug, self.labels[where], offsets, flips)
 
     def _positions(self, step: int) -> np.ndarray:
         first = step * self.batch_size
@@ -130,12 +136,7 @@ class TestSet:
         start = (size + 2 * none.padding - side) // 2
         offsets = np.full((len(where), 2), start)
         flips = np.zeros(len(where), dtype=bool)
-        return Batch(
-            crop(self.images.gather(self.rows[where]), offsets, flips, none),
-            self.labels[where],
-            offsets,
-            flips,
-        )
+        return Batch(self.images.gather(self.rows[where]), none, self.labels[where], offsets, flips)
 
 
 class Noise:
