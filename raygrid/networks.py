@@ -164,8 +164,8 @@ def build(cell: Cell, mean: np.ndarray, std: np.ndarray) -> StagedNetwork:
 
 
 def inputs(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """A batch's crops, labels, offsets and flips as tensors on a device. To an accelerator go whole images, as uint8 from
-    pinned memory, and are cropped there: the same bytes."""
+    """A batch's crops, labels, offsets and flips as tensors on a device. To an accelerator go whole images, as uint8
+    from pinned memory, and are cropped there: the same bytes."""
     far = device.type != "cpu"
     arrays = (batch.images_BHWC if far else batch.crops, batch.labels_B, batch.offsets_B2, batch.flips_B)
     tensors = [torch.from_numpy(np.ascontiguousarray(a)) for a in arrays]
