@@ -209,7 +209,10 @@ def fetch(store: Store, study: str, folder: Path) -> list[Path]:
 
 def _bring(url: str, asked: Request, console: Console) -> None:
     folder = asked.out / asked.study
+    there = Path(url.removeprefix("file://"), place(asked.study), FILES)
     try:
+        if url.startswith("file://") and not there.is_file():  # to open such a store would make it here
+            raise StoreError("the store is a folder of the cluster's machines, which this one does not share")
         files = fetch(Store(url), asked.study, folder)
     except (RaygridError, OSError) as error:
         console.print(

@@ -188,6 +188,8 @@ def test_results_that_cannot_be_fetched_are_told_where_they_are(
     assert run(*CLUSTER, study) == 0
     shown = capsys.readouterr().out
     assert "this machine cannot fetch them" in shown and f"{tmp_path}/nowhere/studies/lab" in shown
+    assert "a folder of the cluster's machines" in shown
+    assert not (tmp_path / "nowhere").exists(), "no store is made here"
 
 
 def test_a_launch_at_home_puts_nothing_into_a_folder_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
