@@ -124,9 +124,9 @@ def write(page: Page, out: Path) -> Path:
 
 
 def _typeset(text: object) -> str:
-    """Minus signs, and no line break within `[-1.85, +4.95]`, `(4 splits)` or `(n = 1, 3, 5)`."""
+    """Minus signs, and no line break within `[-1.85, +4.95]`, `(4 splits)`, `(n = 1, 3, 5)` or `62.81 (4)`."""
     text = re.sub(r"(?<![\w.])-(?=\d)|(?<= )-(?= )", "\u2212", str(text))
-    return re.sub(r"\[[^\]]*\]|\([^()]{,16}\)|\bn = \d+", lambda m: m[0].replace(" ", "\u00a0"), text)
+    return re.sub(r"\[[^\]]*\]|\([^()]{,16}\)|\bn = \d+|\d \(\d+\)", lambda m: m[0].replace(" ", "\u00a0"), text)
 
 
 def _shortened(rows: list[dict[str, str]]) -> tuple[list[dict[str, str]], str, str]:

@@ -74,9 +74,6 @@ def _panel(ax: Axes, results: Results, published: Results | None, logarithmic: b
     if logarithmic:
         ax.set_xscale("log")
         ax.set_yscale("log", nonpositive="mask")
-        for axis in (ax.xaxis, ax.yaxis):
-            axis.set_major_formatter("{x:g}")
-            axis.set_minor_formatter("")
     for _, line in drawn.groupby(LINE):
         ax.plot(line["images_per_class"], line["score"], color=style.MARKS[LOOK].color, lw=1, zorder=2)
     xs, ys = list(drawn["images_per_class"]), list(drawn["score"])
@@ -93,6 +90,9 @@ def _panel(ax: Axes, results: Results, published: Results | None, logarithmic: b
         ax.set_ylim(min(above) / 1.5, max(above) * 1.5)
         ax.set_xlim(low / 1.3, high * 1.3)
         ax.set_xlabel("Images per class")
+        for axis, (least, most) in ((ax.xaxis, ax.get_xlim()), (ax.yaxis, ax.get_ylim())):
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_formatter("{x:g}" if most < 20 * least else "")
     else:
         ax.set_ylim(-0.03 * max(seen), 1.08 * max(seen))
         ax.set_xlim(low - 0.03 * (high - low), high + 0.03 * (high - low))
