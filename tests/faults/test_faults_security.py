@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import json
 import os
 import secrets
 import shutil
 import socket
+import sqlite3
 import stat
 import subprocess
 import sys
@@ -17,6 +19,7 @@ from typing import Any
 
 import psutil
 import pytest
+from harness import abandoned
 from small import SMALL, launch, the_plan
 
 from raygrid.data.manifest import Manifest
@@ -184,19 +187,17 @@ def test_results_fetched_from_a_store_stay_in_their_folder(name: str, tmp_path: 
 
 
 def test_no_secret_is_told(tmp_path: Path) -> None:
-    """Credentials of store and MLflow, in the environment of a whole launch with Ray: not in what it prints, writes,
-    or shows in the list of processes."""
-    hidden = {name: f"s3cret{secrets.token_hex(8)}" for name in ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")}
-    password = f"s3cret{secrets.token_hex(8)}"
-    with socket.socket() as closed:
-        closed.bind(("127.0.0.1", 0))
-        uri = f"http://me:{password}@127.0.0.1:{closed.getsockname()[1]}"
+    """Credentials of store and MLflow, in the environment of a whole launch with Ray: not in what it prints, writes
+    (MLflow's database too), or shows in the list of processes."""
+    names = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
+    hidden = {name: f"s3cret{secrets.token_hex(8)}" for name in names}
     (tmp_path / "study.yaml").write_text(SMALL.replace("in-process", "ray"))
     ray_folder = Path("/tmp") / f"rg-{secrets.token_hex(3)}"  # sockets have short names
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_AUTH")}
-    environment |= {**hidden, "MLFLOW_TRACKING_URI": uri, "RAY_TMPDIR": str(ray_folder)}
+    environment.pop("MLFLOW_TRACKING_URI", None)
+    environment |= {**hidden, "RAY_TMPDIR": str(ray_folder)}
     ray_folder.mkdir()
-    before = {p for p in Path("/tmp").glob("raygrid-*")}
+    before = abandoned()
     try:
         run = subprocess.Popen(
             [sys.executable, str(Path(__file__).with_name("harness.py")), "drive", str(tmp_path / "study.yaml"),
@@ -222,16 +223,47 @@ def test_no_secret_is_told(tmp_path: Path) -> None:
         said = run.stdout.read() if run.stdout else ""
         assert run.returncode == 0, said
         assert token, "the processes of Ray have a token"
-        wanted = [*hidden.values(), password, token]
+        wanted = [*hidden.values(), token]
         told = [text for text in (said, *arguments) if any(secret in text for secret in wanted)]
         assert not told, told
         files = [p for root in (tmp_path, ray_folder) for p in root.rglob("*") if p.is_file()]
         assert len(files) > 20
         assert not [str(p) for p in files if any(secret.encode() in p.read_bytes() for secret in wanted)]
         assert listening and listening <= {"127.0.0.1", "::1"}, listening
-        assert {p for p in Path("/tmp").glob("raygrid-tune-*")} <= before
+        assert abandoned() <= before
+        rows = rows_of(tmp_path / "out" / "mlflow.db")
+        assert len([row for row in rows if "raygrid.cell" in row]) == len(the_plan().cells)
+        assert not [row for row in rows if any(secret in str(value) for value in row for secret in wanted)]
     finally:
         shutil.rmtree(ray_folder, ignore_errors=True)
+
+
+def rows_of(database: Path) -> list[tuple[Any, ...]]:
+    """All rows of all tables of an SQLite file."""
+    with contextlib.closing(sqlite3.connect(database)) as data:
+        tables = [name for (name,) in data.execute("select name from sqlite_master where type = 'table'")]
+        return [row for table in tables for row in data.execute(f'select * from "{table}"')]
+
+
+@pytest.mark.parametrize("password", ["plain", "p@ss", "pa/ss", "pa?ss=1&x"])
+def test_no_password_of_mlflows_address_is_told(
+    password: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """It is in the address, which stands in links, commands, messages and notes; and nobody answers there."""
+    from raygrid.track import tracker
+
+    monkeypatch.setattr(tracker, "GRACE_S", 0.5)
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{closed.getsockname()[1]}"
+    hidden = f"s3cret{secrets.token_hex(8)}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:{hidden}{password}{hidden}@{address}")
+    assert launch(tmp_path, tracked=True) == 0
+    said = "".join(capsys.readouterr())
+    assert f"http://{address}" in said and "nothing is lost: python -m raygrid.track sync" in said
+    assert hidden not in said
+    files = [p for p in tmp_path.rglob("*") if p.is_file()]
+    assert len(files) > 20 and not [str(p) for p in files if hidden.encode() in p.read_bytes()]
 
 
 # --- Ray that raygrid starts -----------------------------------------------------------------------------------------
