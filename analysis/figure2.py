@@ -76,16 +76,14 @@ def _frame_fits(scope: Scope, depth: int, found: Mapping[str, Mapping[int, Estim
 
 
 def _points(ax: Axes, scope: Scope, depth: int, found: Mapping[str, Mapping[int, Estimate]]) -> None:
-    frame = scope.frame[scope.frame["score"].notna()]
+    frame = scope.frame.loc[scope.frame["score"].notna(), ["treatment", "n", "score", "status"]]
     shown = [t for t in ("base", "scratch", "base-long", *CURVES) if t in found]
     crowd = frame[frame["treatment"].isin(shown)].groupby(["treatment", "n"]).size().max()
     scale = min(1.0, max(0.3, (16 / crowd) ** 0.5)) if crowd == crowd else 1.0
     for treatment in shown:
         own = frame[frame["treatment"] == treatment]
         xs = own["n"].to_numpy() + OFFSETS.get(treatment, 0.0)
-        style.points(
-            ax, treatment, list(xs), list(own["score"]), list(own["status"] == "diverged"), scale, LABELS[treatment]
-        )
+        style.points(ax, treatment, xs, own["score"], own["status"] == "diverged", scale, LABELS[treatment])
     _x_axis(ax, depth)
     values = frame.loc[frame["treatment"].isin(shown), "score"]
     ax.set_ylim(*(PAPER_POINTS if _frame_fits(scope, depth, found) else style.limits(list(values))))

@@ -27,7 +27,8 @@ def sample(results: Results) -> pd.DataFrame:
     """The cells to draw: up to 14 a treatment, evenly spaced in (n, split, seed) order."""
     import numpy as np
 
-    frame = scopes.main(results).frame.sort_values(["n", "unit", "target", "seed"])
+    frame = scopes.main(results).frame[["cell", "treatment", "status", "n", "unit", "target", "seed"]]
+    frame = frame.sort_values(["n", "unit", "target", "seed"])
     chosen = []
     for treatment in LABELS:
         own = frame[frame["treatment"] == treatment]
@@ -42,13 +43,15 @@ def sample(results: Results) -> pd.DataFrame:
 def curves(results: Results, cells: pd.DataFrame) -> pd.DataFrame:
     """cell, epoch and top1 of these cells. Raises AnalysisError where history.parquet cannot be read."""
     import pyarrow as pa
-    import pyarrow.dataset as ds
+    import pyarrow.parquet as pq
 
     assert results.history is not None
     try:
-        wanted = ds.field("cell").isin(list(cells["cell"]))
-        data = ds.dataset(results.history, format="parquet")
-        return data.to_table(columns=["cell", "epoch", "top1"], filter=wanted).to_pandas()
+        wanted = [("cell", "in", list(cells["cell"]))]
+        table = pq.read_table(  # addresses as numbers: each stands there once a test
+            results.history, columns=["cell", "epoch", "top1"], filters=wanted, read_dictionary=["cell"]
+        )
+        return table.to_pandas().astype({"cell": "str"})
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise AnalysisError(f"history.parquet: cannot read cell, epoch, top1 ({reason}); export it again") from None

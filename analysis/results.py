@@ -17,6 +17,7 @@ a score (loss not finite before any test) it cannot, and is counted beside them.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -128,8 +129,6 @@ def _load(file: Path) -> pd.DataFrame:
 
 def check(frame: pd.DataFrame, name: str) -> tuple[pd.DataFrame, str, list[str]]:
     """Check columns and values; add score, task, unit, setting. Gives the frame, the score's name, and notes."""
-    import pandas as pd
-
     notes: list[str] = []
     frame = frame.copy()
     frame["_row"] = range(len(frame))
@@ -145,7 +144,8 @@ def check(frame: pd.DataFrame, name: str) -> tuple[pd.DataFrame, str, list[str]]
             frame[column] = ABSENT_TEXT.get(column)
         values = frame[column].astype("object")
         frame[column] = values.where(values.notna() & (values != ""), ABSENT_TEXT.get(column))
-    frame["treatment"] = frame["treatment"].map(lambda t: t.strip() if isinstance(t, str) else t)
+    if len(frame):
+        frame["treatment"] = frame["treatment"].map(_each(frame["treatment"], _stripped))
     for column, default in (("n", 0), ("seed", 0), ("split_seed", None), ("classes", None), ("split_classes", None)):
         frame[column] = _numbers(frame, column, name, default)
     for column in ("images_per_class", "layers", "steps", "duration_s", "images_seen"):
@@ -169,9 +169,11 @@ def check(frame: pd.DataFrame, name: str) -> tuple[pd.DataFrame, str, list[str]]
     _check_values(frame, name)
     frame["score"] = _accuracies(frame, score, name)
     unnamed = frame["cell"].isna()
-    frame["cell"] = frame["cell"].where(~unnamed, "row " + (frame["_row"] + 1).astype(str))
+    if unnamed.any():
+        frame["cell"] = frame["cell"].where(~unnamed, "row " + (frame["_row"] + 1).astype(str))
     frame = _once(frame, name, notes)
-    frame["unit"] = frame["split"] + frame["split_seed"].map(lambda s: "" if pd.isna(s) else f"{s:g}")
+    numbers = frame["split_seed"].map(_each(frame["split_seed"], "{:g}".format))
+    frame["unit"] = frame["split"] + numbers.astype("str").fillna("")
     frame["task"] = _tasks(frame)
     frame["setting"] = _settings(frame)
     unknown = sorted(t for t in set(frame["treatment"]) - set(TREATMENTS) if not preserved(str(t)))
@@ -196,11 +198,22 @@ def _score_column(frame: pd.DataFrame, name: str) -> str:
     return str(named[0])
 
 
+def _stripped(value: object) -> object:
+    return value.strip() if isinstance(value, str) else value
+
+
+def _each(column: pd.Series, change: Callable[[Any], Any]) -> dict[Any, Any]:
+    """Each distinct value that there is, changed: they are few."""
+    return {value: change(value) for value in column.dropna().unique()}
+
+
 def _numbers(frame: pd.DataFrame, column: str, name: str, default: float | None) -> pd.Series:
     import pandas as pd
 
     if column not in frame.columns:
         return pd.Series(default, index=frame.index, dtype="float64")
+    if pd.api.types.is_numeric_dtype(frame[column]):
+        return frame[column].astype("float64")
     values = pd.to_numeric(frame[column], errors="coerce").astype("float64")
     wrong = frame[column].notna() & (frame[column].astype(str).str.strip() != "") & values.isna()
     wrong &= frame[column].astype(str).str.lower() != "nan"

@@ -149,10 +149,12 @@ def _scope(results: Results, chosen: pd.DataFrame, population: str) -> Scope:
     for part in PARTS:
         here = chosen[part].iloc[0]
         parts = parts[(parts[part] == here) | (parts[part].isna() & (here != here or here is None))]
-    have = set(zip(chosen["task"], chosen["seed"], chosen["treatment"], chosen["n"], strict=True))
-    keys = zip(parts["task"], parts["seed"], parts["treatment"], parts["n"], strict=True)
-    parts = parts[[key not in have for key in keys]]
-    whole = pd.concat([chosen, parts]) if len(parts) else chosen
+    whole = chosen
+    if len(parts):
+        have = set(zip(chosen["task"], chosen["seed"], chosen["treatment"], chosen["n"], strict=True))
+        keys = zip(parts["task"], parts["seed"], parts["treatment"], parts["n"], strict=True)
+        parts = parts[[key not in have for key in keys]]
+        whole = pd.concat([chosen, parts]) if len(parts) else chosen
     return Scope(whole.assign(unit=whole["task"].map(unit_of)), population)
 
 
@@ -242,6 +244,6 @@ def _setting(scope: Scope) -> str:
 def _largest(frame: pd.DataFrame, column: str) -> str:
     """The value with most cells of Figure 2; ties go to most cells, then to the first in the alphabet."""
     curves = frame["treatment"].isin(CURVES)
-    sizes = frame.assign(curves=curves).groupby(column)["curves"].agg(["sum", "size"]).reset_index()
+    sizes = frame[[column]].assign(curves=curves).groupby(column)["curves"].agg(["sum", "size"]).reset_index()
     sizes = sizes.sort_values(["sum", "size", column], ascending=[False, False, True])
     return str(sizes[column].iloc[0])

@@ -14,12 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
+
 from analysis.units import Estimate
 from analysis.vocabulary import preserved
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from numpy.typing import ArrayLike
 
 RC: dict[str, Any] = {
     "font.family": "DejaVu Sans",
@@ -132,23 +135,23 @@ def save(fig: Figure, out: Path, name: str, kinds: Sequence[str] = ("svg", "png"
 def points(
     ax: Axes,
     treatment: str,
-    xs: Sequence[float],
-    ys: Sequence[float],
-    dead: Sequence[bool],
+    xs: ArrayLike,
+    ys: ArrayLike,
+    dead: ArrayLike,
     scale: float = 1.0,
     label: str | None = None,
 ) -> None:
     """One marker a network; diverged ones hollow with a cross."""
     mark = look(treatment)
-    picture = len(xs) > RASTERIZE
-    live = [(x, y) for x, y, d in zip(xs, ys, dead, strict=True) if not d]
-    gone = [(x, y) for x, y, d in zip(xs, ys, dead, strict=True) if d]
+    at, crossed = np.array([xs, ys], dtype=float), np.array(dead, dtype=bool)
+    picture = at.shape[1] > RASTERIZE
+    live, gone = at[:, ~crossed], at[:, crossed]
     face = "white" if treatment == "base" else mark.color
     grown = scale * (1.25 if scale < 1 else 1.0)  # a cross needs room
     edge = 2.0 * scale if treatment == "base" else 0.8 * scale
     common: dict[str, Any] = {"linestyle": "none", "zorder": 3, "rasterized": picture, "clip_on": False}
     ax.plot(
-        *_columns(live),
+        *live,
         marker=mark.marker,
         ms=mark.size * scale,
         mfc=face,
@@ -158,10 +161,10 @@ def points(
         **common,
     )
     if mark.plus:
-        ax.plot(*_columns(live), marker="+", ms=8 * scale, mew=2 * scale, mec="black", **common)
-    if gone:
+        ax.plot(*live, marker="+", ms=8 * scale, mew=2 * scale, mec="black", **common)
+    if gone.size:
         ax.plot(
-            *_columns(gone),
+            *gone,
             marker=mark.marker,
             ms=mark.size * grown,
             mfc="white",
@@ -169,7 +172,7 @@ def points(
             mew=1.2 * grown,
             **common,
         )
-        ax.plot(*_columns(gone), marker="x", ms=7 * grown, mew=2 * grown, mec="#cc0000", **common)
+        ax.plot(*gone, marker="x", ms=7 * grown, mew=2 * grown, mec="#cc0000", **common)
 
 
 def joined(found: Mapping[Any, Estimate]) -> dict[Any, Estimate]:
@@ -177,10 +180,6 @@ def joined(found: Mapping[Any, Estimate]) -> dict[Any, Estimate]:
     average other splits and would bend the line for that reason only. With fewer units everywhere, all are joined."""
     full = {n: e for n, e in found.items() if e.interval or e.names == ("start",)}
     return full if any(e.interval for e in full.values()) else dict(found)
-
-
-def _columns(pairs: list[tuple[float, float]]) -> tuple[list[float], list[float]]:
-    return [x for x, _ in pairs], [y for _, y in pairs]
 
 
 def legend_handle(treatment: str, scale: float = 1.0) -> Any:

@@ -61,8 +61,10 @@ def tables(scope: Scope, depth: int) -> list[Table]:
 
 def _runs(scope: Scope, treatment: str, layers: Sequence[int] | None) -> pd.DataFrame:
     frame = scope.frame
-    chosen = frame[(frame["treatment"] == treatment) & frame["score"].notna()]
-    return chosen if layers is None else chosen[chosen["n"].isin(list(layers))]
+    chosen = (frame["treatment"] == treatment) & frame["score"].notna()
+    if layers is not None:
+        chosen &= frame["n"].isin(list(layers))
+    return frame.loc[chosen, ["task", "score", "status"]]
 
 
 def _dead(*runs: pd.DataFrame) -> int:

@@ -6,7 +6,6 @@ The schemas below are the interface to `analysis` and to anybody's notebook; the
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +141,7 @@ def results_table(plan: Plan, records: Mapping[str, Record], store: Store) -> pa
     """`results` of the cells that have records, in the plan's order."""
     recipes: dict[int, str] = {}
     rows = [row(plan, cell, record, store, recipes) for cell, record in _done(plan, records)]
-    return pa.Table.from_pylist(rows, RESULTS)
+    return pa.table([pa.array([row[field.name] for row in rows], field.type) for field in RESULTS], RESULTS)
 
 
 def history_table(plan: Plan, records: Mapping[str, Record]) -> pa.Table:
@@ -168,15 +167,8 @@ def _history(study: str, done: Sequence[tuple[Cell, Record]]) -> Iterator[pa.Tab
     """The rows of `history`, a thousand cells at a time: ten million rows as Python values would take gigabytes."""
     for start in range(0, len(done), 1000):
         part = done[start : start + 1000]
-        tests = [vars(test) for _, record in part for test in record.result.history]
         counts = [len(record.result.history) for _, record in part]
-        columns = {
-            "study": pa.array([study]).take(pa.array(np.zeros(len(tests), np.int64))),
-            "cell": pa.array([cell.address for cell, _ in part]).take(
-                pa.array(np.repeat(np.arange(len(part)), counts))
-            ),
-        }
-        for field in HISTORY:
-            if field.name not in columns:
-                columns[field.name] = pa.array(list(map(itemgetter(field.name), tests)), field.type)
-        yield pa.table(columns, HISTORY)
+        tests = [vars(test) for _, record in part for test in record.result.history]
+        cells = pa.array([cell.address for cell, _ in part]).take(np.repeat(np.arange(len(part)), counts))
+        values = pa.array(tests, pa.struct(list(HISTORY)[2:])).flatten()
+        yield pa.table([pa.array([study]).take(np.zeros(len(tests), np.int64)), cells, *values], HISTORY)
