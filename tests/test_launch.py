@@ -201,3 +201,15 @@ def test_raygrid_in_a_notebook(undisturbed: Path) -> None:
     assert work.study.name == "tiny" and len(work.plan.cells) == 14
     assert len(work.results()) == len(work.records()) == 14
     assert set(work.history().cell) == set(work.results().cell)
+
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_the_example_runs(tmp_path: Path) -> None:
+    """docs/notebook.py, as a reader would run it."""
+    command = [sys.executable, str(ROOT / "docs" / "notebook.py"), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "transfer" in done.stdout and "Traceback" not in done.stderr
+    assert (tmp_path / "notebook" / "report" / "report.html").exists()
