@@ -40,13 +40,14 @@ PAGE = 1000
 """runs in one answer"""
 
 _AWAY = re.compile(
-    r"QueuePool|database is locked|database or disk is full|failed with exception|failed with timeout|"
-    r"Max retries exceeded|Connection (refused|reset|aborted)|timed out|No space left|"
+    r"QueuePool|database is locked|failed with exception|failed with timeout|"
+    r"Max retries exceeded|Connection (refused|reset|aborted)|timed out|"
     r"error code (408|429|5\d\d)|could not connect|connection to server|starting up|shutting down",
     re.I,
 )
 _AWAY_CODES = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "DEADLINE_EXCEEDED", "ABORTED")
 _REFUSED = re.compile(
+    r"database or disk is full|No space left|"
     r"readonly database|read-only|unable to open database|Permission denied|error code 40[13]|not authorized|"
     r"Detected out-of-date database schema|Can't locate revision|file is not a database|Invalid Host header|"
     r"Could not find a version|Host header|password authentication failed|UnsupportedModelRegistryStore|"
@@ -115,7 +116,7 @@ class Server:
         from mlflow.tracking import MlflowClient
 
         for name in ("mlflow", "alembic"):
-            logging.getLogger(name).setLevel(logging.ERROR)
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # else a full disk is pages of traceback in the display
         client = MlflowClient(tracking_uri=self.uri)
         if self.file is not None:
             client.search_experiments(max_results=1)  # makes the tables
@@ -301,6 +302,7 @@ def _order(point: Point) -> tuple[int, bool, str]:
 def _short(text: str) -> str:
     """First sentence or so of a message, without credentials."""
     text = plain_uri(text.split("[SQL:")[0].split("(Background on")[0])
+    text = re.sub(r"\((sqlite3|psycopg2)[\w.]*\) ", "", text)
     inner = re.search(r"Caused by \w+\((.*)\)\)?$", text)
     if inner:
         text = re.sub(r"^['\"]?<[^>]*>:? ?", "", inner.group(1)).split(": ", 1)[-1]
