@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 
@@ -109,6 +109,12 @@ class Pairs:
     """names in natural order: random2 before random10"""
     tasks: tuple[str, ...]
 
+    @cached_property
+    def halves(self) -> tuple[np.ndarray, np.ndarray]:
+        """The unit of every (unit, task), and which of these each pair is."""
+        found, index = np.unique(np.stack([self.unit, self.task]), axis=1, return_inverse=True)
+        return found[0], index.ravel()
+
 
 def estimate(pairs: Pairs, values: np.ndarray, diverged: np.ndarray) -> Estimate:
     """Estimate from matrices (pair x n) of values, nan where there is none; n of one pair are averaged first."""
@@ -120,8 +126,9 @@ def estimate(pairs: Pairs, values: np.ndarray, diverged: np.ndarray) -> Estimate
     unit, task, seed = pairs.unit[kept], pairs.task[kept], pairs.seed[kept]
     several = bool((unit != unit[0]).any())
     if several:
-        halves, of_half = np.unique(np.stack([unit, task]), axis=1, return_inverse=True)
-        groups, means = _means(halves[0], _means(of_half.ravel(), by_pair)[1])
+        unit_of, half = pairs.halves
+        halves, of_half = _means(half[kept], by_pair)
+        groups, means = _means(unit_of[halves], of_half)
         names = tuple(pairs.units[int(u)] for u in groups)
     else:
         groups, means = _means(seed, by_pair)

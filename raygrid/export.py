@@ -141,7 +141,11 @@ def results_table(plan: Plan, records: Mapping[str, Record], store: Store) -> pa
     """`results` of the cells that have records, in the plan's order."""
     recipes: dict[int, str] = {}
     rows = [row(plan, cell, record, store, recipes) for cell, record in _done(plan, records)]
-    return pa.table([pa.array([row[field.name] for row in rows], field.type) for field in RESULTS], RESULTS)
+    return pa.table(_columns(rows, list(RESULTS)), RESULTS)
+
+
+def _columns(rows: list[dict[str, Any]], fields: list[pa.Field]) -> list[pa.Array]:
+    return pa.array(rows, pa.struct(fields)).flatten()
 
 
 def history_table(plan: Plan, records: Mapping[str, Record]) -> pa.Table:
@@ -156,7 +160,8 @@ def export(plan: Plan, records: Mapping[str, Record], store: Store, folder: Path
     tables = [results_table(plan, records, store)], _history(plan.study.name, _done(plan, records))
     for path, schema, parts in zip(paths, (RESULTS, HISTORY), tables, strict=True):
         temporary = path.with_suffix(".part")
-        with pq.ParquetWriter(temporary, schema) as file:
+        repeated = [name for name in schema.names if "loss" not in name]  # a dictionary of losses would save nothing
+        with pq.ParquetWriter(temporary, schema, use_dictionary=repeated) as file:
             for part in parts:
                 file.write_table(part)
         temporary.replace(path)
@@ -170,5 +175,5 @@ def _history(study: str, done: Sequence[tuple[Cell, Record]]) -> Iterator[pa.Tab
         counts = [len(record.result.history) for _, record in part]
         tests = [vars(test) for _, record in part for test in record.result.history]
         cells = pa.array([cell.address for cell, _ in part]).take(np.repeat(np.arange(len(part)), counts))
-        values = pa.array(tests, pa.struct(list(HISTORY)[2:])).flatten()
+        values = _columns(tests, list(HISTORY)[2:])
         yield pa.table([pa.array([study]).take(np.zeros(len(tests), np.int64)), cells, *values], HISTORY)
