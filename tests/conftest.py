@@ -8,16 +8,20 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.no_skip import pytest_make_collect_report, pytest_runtest_makereport
+from tests import fault_table, no_skip
 from tests.worlds import World, make_world
-
-__all__ = ["pytest_make_collect_report", "pytest_runtest_makereport"]
 
 _CACHE = tempfile.TemporaryDirectory(prefix="raygrid-test-cache-")
 os.environ["RAYGRID_CACHE"] = _CACHE.name
 for name in ("RAYGRID_STORE", "MLFLOW_TRACKING_URI", "RAY_ADDRESS", "RAYGRID_CLUSTER"):
     os.environ.pop(name, None)
 os.environ["OMP_NUM_THREADS"] = "1"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "fault(what): makes a row of the table of tests/faults/README.md")
+    for plugin in (no_skip, fault_table):
+        config.pluginmanager.register(plugin)
 
 
 @pytest.fixture(scope="session")

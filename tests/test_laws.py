@@ -413,6 +413,7 @@ def test_a_silent_lease_of_another_host_dies_by_the_readers_clock(world, tmp_pat
 # --- law 8: no selection on the outcome ------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("a loss that is not finite")
 def test_a_loss_that_is_not_finite_is_a_result_and_its_mates_finish(world, tmp_path, monkeypatch) -> None:
     store = world.fresh(tmp_path)
     cells = second_phase(world)
@@ -435,6 +436,7 @@ def test_a_loss_that_is_not_finite_is_a_result_and_its_mates_finish(world, tmp_p
     same(world, store, [cell for cell in cells if cell.address != bad.address])
 
 
+@pytest.mark.fault("a loss stuck at that of guessing")
 def test_a_loss_of_guessing_is_diverged_and_keeps_its_score(tmp_path: Path) -> None:
     world = make_world(tmp_path, TINY, ["recipe.lr=1.0e-7", "treatments=[base]", "recipe.epochs=1"])
     for record in world.records.values():
@@ -445,6 +447,7 @@ def test_a_loss_of_guessing_is_diverged_and_keeps_its_score(tmp_path: Path) -> N
 # --- failures are contained ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("a network that fails among its mates")
 def test_a_failing_cell_fails_alone(world, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = world.fresh(tmp_path)
     cells = second_phase(world)
@@ -469,6 +472,7 @@ def test_a_failing_cell_fails_alone(world, tmp_path: Path, monkeypatch: pytest.M
     same(world, store, cells)
 
 
+@pytest.mark.fault("memory that runs out")
 def test_out_of_memory_runs_the_cohort_as_two_halves(world, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = world.fresh(tmp_path)
     cells = second_phase(world)

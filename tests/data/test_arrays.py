@@ -130,6 +130,7 @@ def test_statistics_of_nothing(icons: Arrays) -> None:
         statistics(icons.train, np.empty(0, np.int64), "channel")
 
 
+@pytest.mark.fault("a shard that is damaged")
 @pytest.mark.parametrize("spoil", ["shape", "dtype", "pickle", "short", "missing"])
 def test_wrong_shard_files(icons: Arrays, tmp_path: Path, spoil: str) -> None:
     shard = icons.manifest.of("train")[0]

@@ -4,6 +4,7 @@ import io
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -98,6 +99,7 @@ UNREADABLE = {
 }
 
 
+@pytest.mark.fault("an image that is damaged, huge, or no image")
 @pytest.mark.parametrize("kind", UNREADABLE)
 def test_unreadable(kind: str) -> None:
     data, reason = UNREADABLE[kind]
@@ -106,7 +108,8 @@ def test_unreadable(kind: str) -> None:
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 200
 
 
-def test_no_bytes_raise_anything_else(icons: Arrays) -> None:
+@pytest.mark.fault("images damaged at random")
+def test_no_bytes_raise_anything_else(icons: Arrays, record_property: Any) -> None:
     """A thousand damaged files: pixels or Unreadable, never another error."""
     random = np.random.default_rng(0)
     sources = [
@@ -124,6 +127,7 @@ def test_no_bytes_raise_anything_else(icons: Arrays) -> None:
             assert pixels(bytes(data), 8).shape == (8, 8, 3)
         except Unreadable:
             continue
+    record_property("faults", 1000)
 
 
 def test_aspect(icons: Arrays) -> None:

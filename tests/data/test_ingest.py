@@ -80,6 +80,7 @@ def test_what_goes_in_comes_out(image_folder: Path, tmp_path: Path) -> None:
         assert np.array_equal(images.gather(np.array([row]))[0], pixels(file.read_bytes(), 24))
 
 
+@pytest.mark.fault("images in both training and test")
 def test_images_in_both_parts_are_listed(image_folder: Path, tmp_path: Path) -> None:
     made = ingest(image_folder, tmp_path / "out", size=24, **QUIET)
     found = rows(tmp_path / "out" / "duplicates.csv")
@@ -103,6 +104,7 @@ def spoil(folder: Path) -> list[str]:
     return sorted([*names, "car/nowhere.jpg"])
 
 
+@pytest.mark.fault("unreadable images, left out and listed")
 def test_unreadable_images_are_left_out_and_listed(own_folder: Path, image_folder: Path, tmp_path: Path) -> None:
     bad = spoil(own_folder)
     made = ingest(own_folder, tmp_path / "out", size=24, on_error="skip", shard_mb=0.01, **QUIET)
@@ -136,6 +138,7 @@ def test_the_policy_stops_and_the_next_run_goes_on(own_folder: Path, tmp_path: P
         ingest(own_folder, tmp_path / "out", size=24, shard_mb=0.01, **QUIET, **other)
 
 
+@pytest.mark.fault("a class without a readable image")
 def test_a_class_of_bad_images(own_folder: Path, tmp_path: Path) -> None:
     for path in (own_folder / "val" / "car").iterdir():
         path.write_bytes(b"")
@@ -146,6 +149,7 @@ def test_a_class_of_bad_images(own_folder: Path, tmp_path: Path) -> None:
 # --- kills and resuming ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("an ingest that is killed")
 def test_killed_and_resumed(image_folder: Path, tmp_path: Path) -> None:
     options = {"size": 512, "shard_mb": 0.8}
     whole = ingest(image_folder, tmp_path / "whole", **options, **QUIET)
@@ -180,6 +184,7 @@ def test_killed_and_resumed(image_folder: Path, tmp_path: Path) -> None:
     assert not made
 
 
+@pytest.mark.fault("a shard that is gone")
 def test_a_note_whose_shard_is_gone_is_not_believed(image_folder: Path, tmp_path: Path) -> None:
     first = ingest(image_folder, tmp_path / "out", size=24, shard_mb=0.01, **QUIET)
     (tmp_path / "out" / first.shards[3].images).unlink()
@@ -203,6 +208,7 @@ def test_a_place_of_something_else_is_refused(image_folder: Path, own_folder: Pa
         ingest(image_folder, tmp_path / "out", size=24, **QUIET)
 
 
+@pytest.mark.fault("a worker of an ingest that dies")
 def test_a_worker_that_dies(image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from raygrid.ingest import process_map
 

@@ -97,6 +97,7 @@ def test_the_studys_pin(length: int) -> None:
             action(wrong)
 
 
+@pytest.mark.fault("a data set that is not what is pinned")
 def test_content_that_is_not_as_pinned(monkeypatch: pytest.MonkeyPatch, own_cache: Path) -> None:
     changed = KNOWN["icons40"].model_copy(update={"sha256": "f" * 64})
     monkeypatch.setitem(known.KNOWN, "icons40", changed)

@@ -96,6 +96,7 @@ WRONG_TRUTH: dict[str, tuple[Callable[[Path, dict[str, str]], object], str]] = {
 }
 
 
+@pytest.mark.fault("a wrong ground-truth file")
 @pytest.mark.parametrize("kind", WRONG_TRUTH)
 def test_wrong_ground_truth(own_folder: Path, kind: str) -> None:
     truth, file = flat(own_folder)
@@ -130,6 +131,7 @@ WRONG_FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
+@pytest.mark.fault("a folder that is no data set")
 @pytest.mark.parametrize("kind", WRONG_FOLDERS)
 def test_wrong_folders(own_folder: Path, kind: str) -> None:
     spoil, message = WRONG_FOLDERS[kind]
@@ -211,6 +213,7 @@ WRONG_PARQUET: dict[str, tuple[dict[str, list], list[str] | None, str]] = {
 }
 
 
+@pytest.mark.fault("a wrong Parquet file")
 @pytest.mark.parametrize("kind", WRONG_PARQUET)
 def test_wrong_parquet(tmp_path: Path, kind: str) -> None:
     labels, names, message = WRONG_PARQUET[kind]

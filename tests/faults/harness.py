@@ -1,7 +1,8 @@
 """Kills things at seeded moments, launches again, and compares what is there with a run that nobody disturbed.
 
     python tests/faults/harness.py                     20 moments, spread over the victims
-    python tests/faults/harness.py --moments 200 --write    on demand; brings the table of README.md up to date
+    python tests/faults/harness.py --write             and brings the table of README.md up to date
+    python tests/faults/harness.py --moments 200       more, on demand
     python tests/faults/harness.py drive STUDY OUT     a launch as the harness makes it: no figures
 
 After every moment: the deterministic part of all records and the bytes of all checkpoints are those of the undisturbed
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -34,10 +36,13 @@ from typing import Any
 
 import psutil
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
 sys.path.insert(0, str(Path(__file__).parent))
 from proxy import BROKEN, WRONG, Proxy
 from servers import BUCKET, S3, Mlflow, s3_environment
 from small import SMALL, no_figures
+
+from tests.fault_table import README, Row, update
 
 VICTIMS = {
     "driver": "the driver, which trains here (SIGKILL, SIGTERM)",
@@ -61,9 +66,10 @@ SHARES = {
     "network": 2,
     "all": 2,
 }
-ON_RAY = ("driver-on-ray", "worker", "raylet", "node")
 """moments of twenty"""
-README = Path(__file__).with_name("README.md")
+ON_RAY = ("driver-on-ray", "worker", "raylet", "node")
+MISSES = 5
+"""moments in a row that found nothing to kill: then the harness is broken"""
 HANGS_S = 300.0
 """a launch that takes longer hangs (twenty times what it takes, for slow machines)"""
 
@@ -217,7 +223,8 @@ def until(scene: Scene, first: psutil.Process, condition: Callable[[], Any]) -> 
 
 
 def disturb(victim: str, scene: Scene, usual: float) -> tuple[psutil.Process, int]:
-    """Begin a launch and do one thing to it at a random moment. Returns the launch and how many moments there were."""
+    """Begin a launch and do one thing to it at a random moment. Returns the launch, and how often something was struck
+    while it went on: 0 where the moment came too late."""
     draw = scene.draw
     first = scene.launch("ray" if victim in ON_RAY else "in-process")
     if victim in ON_RAY:
@@ -247,6 +254,7 @@ def disturb(victim: str, scene: Scene, usual: float) -> tuple[psutil.Process, in
     while time.monotonic() < end:
         scene.watch(first)
         time.sleep(0.01)
+    struck = int(alive(first.pid))
     if victim in ("driver", "all"):
         number = signal.SIGTERM if victim == "driver" and draw.random() < 0.3 else signal.SIGKILL
         kill(first, number)
@@ -261,7 +269,7 @@ def disturb(victim: str, scene: Scene, usual: float) -> tuple[psutil.Process, in
         for server in (scene.s3, scene.mlflow):
             if server is not None and server.process is None:
                 server.start()
-    return first, 1
+    return first, struck
 
 
 def alive(pid: int) -> bool:
@@ -278,7 +286,7 @@ def named(process: psutil.Process) -> str:
 
 def moment(victim: str, scene: Scene, usual: float, expected: dict[str, Any]) -> tuple[int, float]:
     """Disturb, launch again, look. Returns how many kills there were, and the seconds that the relaunch took."""
-    scratch = set(Path(tempfile.gettempdir()).glob("raygrid-tune-*"))
+    scratch = abandoned()
     if scene.proxy is not None:
         kinds = [*BROKEN, *WRONG]
         scene.proxy.rule = lambda request: scene.draw.choice(kinds) if scene.draw.random() < 0.1 else None
@@ -294,18 +302,25 @@ def moment(victim: str, scene: Scene, usual: float, expected: dict[str, Any]) ->
     if scene.proxy is not None:
         scene.proxy.rule = lambda request: None
     if victim not in ("worker", "network"):
-        again = scene.launch("ray" if victim == "driver-on-ray" else "in-process")
+        again = scene.launch("ray" if victim in ON_RAY else "in-process")
         code = ended(again, HANGS_S)
         if code != 0:
             raise Broken(f"the relaunch ended with {code}\n{scene.say()}")
     took = time.monotonic() - begun
-    mine = set(Path(tempfile.gettempdir()).glob("raygrid-tune-*")) - scratch
-    if mine and victim == "driver-on-ray":
-        raise Broken(f"folders that were left: {mine}")
-    for left in mine:
-        shutil.rmtree(left, ignore_errors=True)
+    if left := abandoned() - scratch:
+        raise Broken(f"folders that were left: {left}")
     look(scene, expected)
-    return max(1, times), took
+    return (scene.proxy.faults() if scene.proxy is not None else times), took
+
+
+def abandoned() -> set[Path]:
+    """Scratch folders of Tune that no living driver holds: those of other launches on this machine are not ours."""
+    found = set()
+    for held in Path(tempfile.gettempdir()).glob("raygrid-tune-*/held"):
+        with contextlib.suppress(OSError), held.open() as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            found.add(held.parent)
+    return found
 
 
 def gone(family: list[psutil.Process]) -> None:
@@ -401,17 +416,9 @@ def one_run_a_cell(scene: Scene, cells: set[str]) -> None:
 # --- the whole -------------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class Row:
-    """What came of one victim."""
-
-    times: int = 0
-    lost: int = 0
-    longest: float = 0.0
-
-
 def run(moments: int, seed: int, victims: Iterable[str], folder: Path) -> dict[str, Row]:
-    """Kill, look, kill, look. Raises Broken at the first law that does not hold."""
+    """Kill, look, kill, look. Raises Broken at the first law that does not hold. A moment that came too late, when the
+    launch was over, is looked at and not counted: there is another."""
     rows: dict[str, Row] = {}
     chosen = sorted(victims, key=lambda victim: victim not in ON_RAY)  # so that Ray's helpers end meanwhile
     family: list[psutil.Process] = []
@@ -429,8 +436,9 @@ def run(moments: int, seed: int, victims: Iterable[str], folder: Path) -> dict[s
         print(f"undisturbed: {len(expected)} networks in {usual:.1f} s", flush=True)
         for victim in chosen:
             row = rows[victim] = Row()
-            while row.times < max(1, round(moments * SHARES[victim] / sum(SHARES.values()))):
-                name = f"{victim}-{seed}-{row.times}"
+            struck = tried = missed = 0
+            while struck < max(1, round(moments * SHARES[victim] / sum(SHARES.values()))):
+                name = f"{victim}-{seed}-{tried}"
                 place = folder / name
                 (place / "out").mkdir(parents=True)
                 shutil.copy(template, place / "out" / "mlflow.db")
@@ -444,11 +452,15 @@ def run(moments: int, seed: int, victims: Iterable[str], folder: Path) -> dict[s
                     except Broken as error:
                         raise Broken(f"{name}: {error}") from None
                 family += scene.family.values()
-                row.times += times
-                row.longest = max(row.longest, took)
-                print(
-                    f"{name}: nothing lost; well again after {took:.1f} s ({time.monotonic() - begun:.1f})", flush=True
-                )
+                tried += 1
+                missed = 0 if times else missed + 1
+                if missed == MISSES:
+                    raise Broken(f"{name}: nothing to kill was found {missed} times")
+                struck += min(times, 1) if victim == "network" else times
+                if times:
+                    row.book(times, took)
+                text = f"nothing lost; well again after {took:.1f} s" if times else "too late, once more"
+                print(f"{name}: {text} ({time.monotonic() - begun:.1f})", flush=True)
                 shutil.rmtree(place, ignore_errors=True)
         gone(family)
         return rows
@@ -497,19 +509,12 @@ def undisturbed(folder: Path) -> tuple[Path, float, dict[str, Any]]:
     return empty, usual, json.loads((folder / "undisturbed" / "answer.json").read_text())[0]
 
 
-def table(rows: dict[str, Row]) -> str:
-    """Markdown."""
-    lines = ["| what was killed or broken | times | lost | longest recovery |", "| --- | --- | --- | --- |"]
-    for victim, row in sorted(rows.items(), key=lambda item: list(VICTIMS).index(item[0])):
-        lines.append(f"| {VICTIMS[victim]} | {row.times} | {row.lost or 'nothing'} | {row.longest:.0f} s |")
-    return "\n".join(lines)
-
-
-def write(rows: dict[str, Row]) -> None:
-    """Put the table into README.md."""
-    text = README.read_text()
-    marked = re.compile(r"(<!-- made by harness.py -->\n).*?(\n<!-- end -->)", re.S)
-    README.write_text(marked.sub(lambda found: found[1] + table(rows) + found[2], text))
+def write(rows: dict[str, Row], moments: int, seed: int) -> None:
+    """Put them into the table of README.md, and how they were made beside it."""
+    update({VICTIMS[victim]: row for victim, row in rows.items()}, VICTIMS.values())
+    made = re.compile(r"(<!-- kills -->).*?(<!-- end of kills -->)", re.S)
+    told = f"{moments} moments of seed {seed}"
+    README.write_text(made.sub(lambda found: found[1] + told + found[2], README.read_text()))
 
 
 def main() -> int:
@@ -531,9 +536,10 @@ def main() -> int:
         return 1
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    print(table(rows))
+    for victim, row in rows.items():
+        print(f"{row.times:4} times {VICTIMS[victim]}: nothing lost, well again after {row.longest:.0f} s at most")
     if arguments.write:
-        write(rows)
+        write(rows, arguments.moments, arguments.seed)
     return 0
 
 

@@ -32,6 +32,7 @@ recipe: {epochs: 8, batch_size: 16, lr: 0.05, evaluations: 2, evaluation_images:
 execution: {backend: in-process}
 """
 """Five networks of sixty steps."""
+EXAMPLES = 25
 PLAN = the_plan(FEW)
 DEAD = {"host": None, "pid": 2**22 - 3, "started": 0.0, "nonce": "x", "beat": 0}
 
@@ -161,12 +162,14 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> type[Grid]:
     return Grid
 
 
+@pytest.mark.fault("launches, kills, duplicates and damage in any order (Hypothesis)")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_whatever_happens_the_store_ends_the_same(machine: type[Grid]) -> None:
+def test_whatever_happens_the_store_ends_the_same(machine: type[Grid], record_property: Any) -> None:
+    record_property("faults", EXAMPLES)
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=25,
+            max_examples=EXAMPLES,
             stateful_step_count=8,
             deadline=None,
             derandomize=True,

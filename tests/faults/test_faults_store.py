@@ -90,9 +90,12 @@ def first(kind: str, count: int = 1) -> Any:
 # --- transient -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("a request to S3: {kind}")
 @needs_s3
 @pytest.mark.parametrize("kind", [*BROKEN, *WRONG, "silence"])
-def test_every_operation_outlives_a_fault(kind: str, bucket: str, proxy: Proxy, tmp_path: Path) -> None:
+def test_every_operation_outlives_a_fault(
+    kind: str, bucket: str, proxy: Proxy, tmp_path: Path, record_property: Any
+) -> None:
     store = Store(bucket)
     data, file = os.urandom(3000), tmp_path / "file"
     file.write_bytes(data)
@@ -117,8 +120,10 @@ def test_every_operation_outlives_a_fault(kind: str, bucket: str, proxy: Proxy, 
         proxy.rule = lambda request: None
     assert store.get("a/put") == store.get("a/create") == store.get("a/file") == (tmp_path / "got").read_bytes() == data
     assert not store.exists("a/one")
+    record_property("faults", len(operations))
 
 
+@pytest.mark.fault("the answer to taking a lease is lost")
 @needs_s3
 def test_a_create_whose_answer_was_lost_is_known_as_ones_own(bucket: str, proxy: Proxy) -> None:
     """Else a worker would wait 60 s for a lease that it holds itself."""
@@ -132,11 +137,13 @@ def test_a_create_whose_answer_was_lost_is_known_as_ones_own(bucket: str, proxy:
     mine.close()
 
 
+@pytest.mark.fault("every eighth request to S3 while a study trains")
 @needs_s3
 @pytest.mark.parametrize("seed", [1, 2])
 def test_a_study_in_a_storm_of_faults(
-    seed: int, bucket: str, proxy: Proxy, undisturbed: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    seed: int, bucket: str, proxy: Proxy, undisturbed: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    record_property: Any,
+) -> None:  # fmt: skip
     monkeypatch.setenv("RAYGRID_CACHE", str(tmp_path / "cache"))
     draw = random.Random(seed)
     kinds = [*BROKEN, *WRONG]
@@ -144,6 +151,7 @@ def test_a_study_in_a_storm_of_faults(
     assert launch(tmp_path, store=bucket) == 0
     proxy.rule = lambda request: None
     assert proxy.faults() > 4
+    record_property("faults", proxy.faults())
     assert content(Store(bucket), the_plan()) == undisturbed
     left = [path for path in Store(bucket).list("cells") if path.endswith(("lease.json", "progress.safetensors"))]
     assert not left
@@ -152,6 +160,7 @@ def test_a_study_in_a_storm_of_faults(
 # --- permanent -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("credentials of S3 that expire")
 @needs_s3
 @pytest.mark.parametrize(("after", "backend"), [(8, "in-process"), (50, "in-process"), (45, "ray")])
 def test_credentials_that_expire_stop_the_grid_with_one_message_and_lose_nothing(
@@ -170,6 +179,7 @@ def test_credentials_that_expire_stop_the_grid_with_one_message_and_lose_nothing
     assert content(Store(bucket), the_plan()) == undisturbed
 
 
+@pytest.mark.fault("a bucket that may not be written")
 @needs_s3
 def test_a_read_only_bucket_is_found_before_anything_is_trained(
     bucket: str, proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
@@ -182,6 +192,7 @@ def test_a_read_only_bucket_is_found_before_anything_is_trained(
     assert not any("/cells/" in path for _, path, _ in proxy.seen)
 
 
+@pytest.mark.fault("an S3 server that is not there")
 def test_a_store_that_is_not_there_is_given_up_within_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in s3_environment(free_port()).items():
         monkeypatch.setenv(name, value)
@@ -207,6 +218,7 @@ def test_the_bounds_are_those_that_are_stated() -> None:
         assert words in stated, words
 
 
+@pytest.mark.fault("a file that breaks off again and again")
 @pytest.mark.parametrize("breaks", [3, 4])
 def test_a_file_that_breaks_off_is_fetched_again_as_often_as_anything_else(
     breaks: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -238,6 +250,7 @@ def test_a_file_that_breaks_off_is_fetched_again_as_often_as_anything_else(
     assert [path.name for path in tmp_path.iterdir()] == ["got"] * (breaks < stores.AGAIN)
 
 
+@pytest.mark.fault("an object of S3 that stays damaged: {kind}")
 @needs_s3
 @pytest.mark.parametrize("kind", WRONG)
 def test_what_stays_damaged_is_refused(kind: str, bucket: str, proxy: Proxy, tmp_path: Path) -> None:
@@ -273,6 +286,7 @@ def test_store_urls_and_paths_that_could_hurt_are_refused() -> None:
 # --- the local disk --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("a worker's full disk, at {where}")
 @pytest.mark.parametrize("where", ["mkstemp", "write", "replace"])
 def test_a_full_cache_concerns_the_store_and_not_the_cell(
     where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -326,6 +340,7 @@ digest = {a: [json.dumps(r, sort_keys=True), hashlib.sha256(c).hexdigest()] for 
 """
 
 
+@pytest.mark.fault("a full disk under a launch: {what}")
 @pytest.mark.parametrize(("what", "size"), [("store", "450k"), ("cache", "200k"), ("out", "24k")])
 def test_a_full_local_disk(what: str, size: str, undisturbed: dict[str, Any], tmp_path: Path) -> None:
     import hashlib
@@ -351,6 +366,7 @@ def test_a_full_local_disk(what: str, size: str, undisturbed: dict[str, Any], tm
 # --- what killed processes leave -------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("half-written files of killed processes")
 def test_half_written_files_are_swept_when_nobody_can_be_writing_them(tmp_path: Path) -> None:
     store = Store(str(tmp_path / "store"))
     store.check()
@@ -408,6 +424,7 @@ class Slow(Store):
         super().delete(path)
 
 
+@pytest.mark.fault("a lease's {call} that takes minutes")
 @pytest.mark.parametrize("call", ["put", "delete"])
 def test_a_call_that_takes_minutes_silences_no_other_lease(
     call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -437,6 +454,7 @@ def test_a_call_that_takes_minutes_silences_no_other_lease(
     assert not list(slow.list("cells"))
 
 
+@pytest.mark.fault("two that take over one dead lease")
 def test_who_comes_second_does_not_remove_the_lease_that_the_first_has_just_made(tmp_path: Path) -> None:
     """Both saw the dead lease; the first has taken it over before the second removes it."""
     store = Store(str(tmp_path))
@@ -456,6 +474,7 @@ def test_who_comes_second_does_not_remove_the_lease_that_the_first_has_just_made
     first.close()
 
 
+@pytest.mark.fault("a clock that is set, for leases")
 def test_a_set_clock_makes_no_lease_dead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """psutil reckons start times from the wall clock: after NTP sets it, every living worker looked like another."""
     import psutil
@@ -470,6 +489,7 @@ def test_a_set_clock_makes_no_lease_dead(tmp_path: Path, monkeypatch: pytest.Mon
     mine.close()
 
 
+@pytest.mark.fault("a clock that jumps while a study trains")
 def test_clock_jumps_change_no_result(
     undisturbed: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

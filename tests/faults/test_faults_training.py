@@ -55,6 +55,7 @@ def store(undisturbed: Store, tmp_path: Path) -> Store:
 # --- training --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("a base that cannot be trained")
 def test_a_failed_base_blocks_its_dependants_and_nothing_else(
     undisturbed: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
@@ -82,6 +83,7 @@ def test_a_failed_base_blocks_its_dependants_and_nothing_else(
     assert not litter(tmp_path / "out" / "store")
 
 
+@pytest.mark.fault("a base that diverges")
 def test_a_diverged_base_blocks_its_dependants_for_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = train.verdict
     monkeypatch.setattr(
@@ -103,6 +105,7 @@ def test_a_diverged_base_blocks_its_dependants_for_good(tmp_path: Path, monkeypa
     assert statuses["baseA"] == "diverged" and statuses["scratchB"] == "ok"
 
 
+@pytest.mark.fault("an image that cannot be read in training")
 def test_an_image_that_cannot_be_read_fails_the_cells_that_need_it(
     undisturbed: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
@@ -239,6 +242,7 @@ def hang(store: Store, retries: int, ray_here: Any, monkeypatch: pytest.MonkeyPa
     return told
 
 
+@pytest.mark.fault("a worker that hangs")
 def test_a_worker_that_hangs_is_ended_and_its_cohort_is_tried_again(
     store: Store, undisturbed: Store, ray_here: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -250,6 +254,7 @@ def test_a_worker_that_hangs_is_ended_and_its_cohort_is_tried_again(
     assert content(store, PLAN) == content(undisturbed, PLAN)
 
 
+@pytest.mark.fault("a worker that hangs again and again")
 def test_a_worker_that_always_hangs_is_given_up_with_the_reason(
     store: Store, ray_here: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -326,6 +331,7 @@ def spoil(kind: str, cell: Cell, tensors: dict[str, torch.Tensor], tmp_path: Pat
     return checkpoint.encode(changed, facts)[0]
 
 
+@pytest.mark.fault("a base's checkpoint that is not what it says, or a pickle")
 @pytest.mark.parametrize(
     "kind",
     ["another network", "another study", "missing tensor", "extra tensor", "wrong dtype", "wrong shape", "not finite",
@@ -356,6 +362,7 @@ def test_the_check_takes_what_is_right(undisturbed: Store) -> None:
     check(cell, tensors)
 
 
+@pytest.mark.fault("a record that is damaged, forged, or a pickle")
 @pytest.mark.parametrize("kind", ["digit", "another cell", "no seal", "pickle", "empty", "list", "path", "extra"])
 def test_a_damaged_record_is_named_and_never_believed(
     kind: str, undisturbed: Store, store: Store, tmp_path: Path, capsys: Any
@@ -397,6 +404,7 @@ def test_a_damaged_record_is_named_and_never_believed(
     assert content(store, PLAN) == content(undisturbed, PLAN)
 
 
+@pytest.mark.fault("progress that is damaged, or a pickle")
 @pytest.mark.parametrize("kind", ["flipped bit", "truncated", "pickle", "another cell", "nothing"])
 def test_damaged_progress_starts_again(kind: str, undisturbed: Store, store: Store, tmp_path: Path) -> None:
     mine, other = find("A3B"), find("A6B")

@@ -102,6 +102,7 @@ def test_sync_equals_live_even_with_failures(plan: Plan, store: Store, tables: C
     assert found[blocked].info.status == "FAILED" and found[blocked].data.tags["raygrid.reason"] == "made up"
 
 
+@pytest.mark.fault("a launch killed while MLflow is written")
 def test_killed_launches_go_on_in_the_same_runs(plan: Plan, store: Store, database: str) -> None:
     first, second, third, *rest = plan.cells
     killed = Tracker(plan, store, database)
@@ -142,6 +143,7 @@ def test_an_interrupted_grid_leaves_no_run_running(plan: Plan, store: Store, dat
     assert [found[c.address].info.status for c in plan.cells[:2]] == ["FINISHED", "KILLED"]
 
 
+@pytest.mark.fault("two MLflow runs of one network")
 def test_two_runs_of_a_cell_become_one(plan: Plan, store: Store, database: str) -> None:
     tracker = Tracker(plan, store, database)
     tracker.start()
@@ -159,6 +161,7 @@ def test_two_runs_of_a_cell_become_one(plan: Plan, store: Store, database: str) 
     assert trials(database, plan)[plan.cells[0].address].info.run_name == "racer"
 
 
+@pytest.mark.fault("two launches that write MLflow at once")
 def test_two_launches_at_once(plan: Plan, store: Store, database: str) -> None:
     """Each trains half of the cells; both settle at the same time."""
     both = [Tracker(plan, store, database) for _ in range(2)]
@@ -176,6 +179,7 @@ def test_two_launches_at_once(plan: Plan, store: Store, database: str) -> None:
     content(database, plan)
 
 
+@pytest.mark.fault("an MLflow run that a user deletes")
 def test_runs_deleted_by_a_user_come_back(plan: Plan, store: Store, database: str) -> None:
     tracker = Tracker(plan, store, database)
     tracker.start()
@@ -203,6 +207,7 @@ def test_a_grown_plan_draws_its_figure_anew(store: Store, database: str) -> None
 # --- what users and file systems do -----------------------------------------------------------------------
 
 
+@pytest.mark.fault("an MLflow experiment that a user deletes")
 def test_a_deleted_experiment_is_named(plan: Plan, store: Store, database: str) -> None:
     write_record(store, make_record(plan.cells[0]))
     sync(plan, store, database)
@@ -228,6 +233,7 @@ def test_another_experiment_of_that_name_is_left_alone(plan: Plan, store: Store,
         sync(plan, store, database)
 
 
+@pytest.mark.fault("an MLflow file that cannot be written")
 def test_places_that_cannot_be_written(plan: Plan, store: Store, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     (tmp_path / "garbage.db").write_bytes(b"this is no database" * 500)

@@ -15,6 +15,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -125,6 +126,7 @@ def test_a_grid_on_a_server(server: MlflowServer, store: Store, tmp_path: Path, 
     assert content(database, plan) == content(server.uri, plan)
 
 
+@pytest.mark.fault("an MLflow server absent at first, then killed, then back")
 def test_a_server_that_is_killed_and_comes_back(store: Store, tmp_path: Path) -> None:
     """And on the way: absent from the start, then there, then killed with SIGKILL, then back."""
     plan = make_plan("killed")
@@ -162,6 +164,7 @@ def test_a_server_that_is_killed_and_comes_back(store: Store, tmp_path: Path) ->
         server.kill()
 
 
+@pytest.mark.fault("an MLflow server that never comes")
 def test_a_server_that_never_comes(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """`log` only counts and drops; memory is bounded; `close` gives up in bounded time and says how to go on."""
     monkeypatch.setattr(module, "GRACE_S", 2.0)
@@ -188,6 +191,7 @@ def test_a_server_that_never_comes(store: Store, monkeypatch: pytest.MonkeyPatch
     assert "secret" not in str(missed)
 
 
+@pytest.mark.fault("an MLflow server away for longer than memory lasts")
 def test_what_did_not_fit_in_memory_comes_from_the_store(
     server: MlflowServer, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -202,6 +206,7 @@ def test_what_did_not_fit_in_memory_comes_from_the_store(
     assert_whole(server.uri, plan, store)
 
 
+@pytest.mark.fault("an MLflow server that takes 5 s a call")
 def test_a_slow_server(server: MlflowServer, store: Store, front: Callable[..., Front]) -> None:
     """5 s a call, once the experiment is known: training hands over everything at once, and what the server did not
     take in time is brought by a sync."""
@@ -225,6 +230,65 @@ def test_a_slow_server(server: MlflowServer, store: Store, front: Callable[..., 
     assert_whole(server.uri, plan, store)
 
 
+class Timed:
+    """A tracker that notes how long whoever trains is kept by it."""
+
+    kept = 0.0
+
+    def __init__(self, *arguments: Any):
+        self._tracker = Tracker(*arguments)
+
+    def __getattr__(self, name: str) -> Any:
+        found = self._note(lambda: getattr(self._tracker, name))
+        if not callable(found) or name == "close":  # it is closed when all is trained
+            return found
+        return lambda *rest: self._note(lambda: found(*rest))
+
+    @staticmethod
+    def _note(action: Callable[[], Any]) -> Any:
+        begun = time.perf_counter()
+        try:
+            return action()
+        finally:
+            Timed.kept += time.perf_counter() - begun
+
+
+@pytest.mark.fault("an MLflow server that takes 5 s a call, while a study trains")
+@pytest.mark.parametrize("absent", [False, True])
+def test_training_is_kept_for_less_than_2_percent_of_its_time(
+    absent: bool, server: MlflowServer, front: Callable[..., Front], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """A whole launch; in the end a sync brings all of it."""
+    import mlflow.tracking  # noqa: F401 - else its import, once a process, is measured too
+
+    from raygrid import grid, launch, track
+    from tests.faults.small import SMALL, the_plan
+    from tests.faults.small import launch as launched
+
+    name = f"kept-{absent}".lower()
+    text = SMALL.replace("name: small\n", f"name: {name}\n").replace("epochs: 8", "epochs: 32")
+    proxy = front(server.uri, lambda path, count: 5.0)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}" if absent else proxy.uri)
+    monkeypatch.setattr(launch, "MLFLOW_GRACE_S", 1.0)
+    monkeypatch.setattr(track, "Tracker", Timed)
+    monkeypatch.setattr(Timed, "kept", 0.0)
+    real, trained = grid.run_in_process, []
+
+    def run(*rest: Any) -> None:
+        begun = time.perf_counter()
+        real(*rest)
+        trained.append(time.perf_counter() - begun)
+
+    monkeypatch.setattr(grid, "run_in_process", run)
+    assert launched(tmp_path, text=text, tracked=True) == 0
+    assert "MLflow misses" in capsys.readouterr().out
+    assert trained[0] > 1 and Timed.kept < 0.02 * trained[0], (Timed.kept, trained)
+    assert absent or proxy.calls
+    assert sync(the_plan(text), Store(str(tmp_path / "out" / "store")), server.uri)["cells"] == 9
+    assert len(trials(server.uri, the_plan(text))) == 9
+
+
 def test_a_network_takes_few_calls(server: MlflowServer, store: Store, front: Callable[..., Front]) -> None:
     """A run made, its curve and its end written: calls for a network beyond those for the experiment and its views."""
     counts = []
@@ -245,6 +309,7 @@ def test_a_network_takes_few_calls(server: MlflowServer, store: Store, front: Ca
     assert (much - little) / (more - few) <= 8
 
 
+@pytest.mark.fault("every third answer of an MLflow server is lost")
 def test_lost_answers_make_no_second_run(server: MlflowServer, store: Store, front: Callable[..., Front]) -> None:
     """The server made the run and logged the batch, but its answer never came: every third call answers 502."""
     plan = make_plan("lost", layers="[1]", extra="targets: [B]\n")
@@ -263,6 +328,7 @@ def test_lost_answers_make_no_second_run(server: MlflowServer, store: Store, fro
     assert {run.data.tags["raygrid.attempts"] for run in trials(server.uri, plan).values()} == {"1"}
 
 
+@pytest.mark.fault("an MLflow server whose connection pool is choked (QueuePool)")
 def test_a_choked_connection_pool_is_waited_out(
     server: MlflowServer, store: Store, front: Callable[..., Front]
 ) -> None:
@@ -281,6 +347,7 @@ def test_a_choked_connection_pool_is_waited_out(
     assert_whole(server.uri, plan, store)
 
 
+@pytest.mark.fault("an MLflow server that refuses: {said}")
 @pytest.mark.parametrize(
     ("status", "text", "said"),
     [
@@ -300,6 +367,7 @@ def test_a_server_that_refuses(store: Store, front: Callable[..., Front], status
     assert tracker.close(20).cells == 1
 
 
+@pytest.mark.fault("a server that is no MLflow")
 def test_a_page_that_is_no_mlflow(store: Store, front: Callable[..., Front]) -> None:
     proxy = front("http://127.0.0.1:9", lambda path, count: (404, "<html>nginx</html>"))
     tracker = Tracker(make_plan("nowhere", layers="[1]"), store, proxy.uri)
