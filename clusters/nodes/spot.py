@@ -68,8 +68,11 @@ def main() -> int:
             why = notice(cloud)
             if why is not None:
                 print(f"notice: {why}", flush=True)
-                if drain(cloud, f"{cloud}: {why}") == 0:
+                code = drain(cloud, f"{cloud}: {why}")
+                if code == 0:
+                    print("Ray knows: this node gets no new work", flush=True)
                     return 0
+                print(f"ray drain-node: exit code {code}; trying again", flush=True)
             time.sleep(EVERY_S)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import json
 import re
 from collections.abc import Iterator
@@ -57,19 +58,20 @@ def test_from_an_empty_account_to_results_and_down_again(lab: Lab, ec2: Ec2, tmp
     laptop.run(f"ray up -y {file}", timeout=400)
     head = next(i for i in ec2.instances() if tags(i)["ray-node-type"] == "head")
     assert len(ec2.instances()) == 1, "no worker before there is work"
-    assert_private(lab.inside(lambda: what_was_asked_for(ec2)))
+    assert_private(lab.inside(lambda: what_was_asked_for(ec2)), {"head": 1})
     body = ec2.bodies[head["InstanceId"]]
     refused_without_token(body)
 
     launch = f"python -m raygrid.launch --cluster {file} {study} --out {lab.folder}/results"
     job = laptop.spawn(launch, lab.folder / "launch.log")
     until(lambda: len(ec2.workers()) == 2, 180, "two workers were started")
+    assert_private(lab.inside(lambda: what_was_asked_for(ec2)), {"head": 1, "worker": 2})
     trained = until(lambda: set(lab.leases().values()), 240, "a worker trains")
     lost = next(id for id, host in ec2.bodies.items() if host.name in trained)
     assert ec2.bodies[lost].name != body.name, "the head trains nothing"
     victim = ec2.bodies[lost]
     ec2.take_back(lost)
-    until(lambda: "notice" in victim.run("cat ~/spot.log", check=False).stdout, 60, "the worker heard the notice")
+    until(lambda: "Ray knows" in victim.run("cat ~/spot.log", check=False).stdout, 90, "Ray has taken the notice")
     victim.kill()
     assert job.wait(timeout=600) == 0, (lab.folder / "launch.log").read_text()[-4000:]
 
@@ -124,7 +126,12 @@ def what_was_asked_for(ec2: Ec2) -> dict[str, Any]:
         for g in i["SecurityGroups"]
     }
     return {
-        "instances": [i for r in client.describe_instances()["Reservations"] for i in r["Instances"]],
+        "instances": [
+            i
+            for r in client.describe_instances()["Reservations"]
+            for i in r["Instances"]
+            if i["State"]["Name"] in ("pending", "running")
+        ],
         "volumes": client.describe_volumes()["Volumes"],
         "groups": client.describe_security_groups(GroupIds=sorted(used))["SecurityGroups"],
         "roles": {
@@ -136,14 +143,17 @@ def what_was_asked_for(ec2: Ec2) -> dict[str, Any]:
     }
 
 
-def assert_private(account: dict[str, Any]) -> None:
-    """What ray up asked for is what the file promises."""
+def assert_private(account: dict[str, Any], expected: dict[str, int]) -> None:
+    """What ray up and the autoscaler asked for is what the file promises, for so many machines of each kind."""
+    assert collections.Counter(tags(instance)["ray-node-type"] for instance in account["instances"]) == expected
     for instance in account["instances"]:
+        kind = tags(instance)["ray-node-type"]
         assert "PublicIpAddress" not in instance or not instance["PublicIpAddress"], instance
         assert instance["MetadataOptions"]["HttpTokens"] == "required"
-        assert instance["IamInstanceProfile"]["Arn"].rsplit("/", 1)[1] in ("raygrid-head", "raygrid-worker")
+        assert instance["IamInstanceProfile"]["Arn"].rsplit("/", 1)[1] == f"raygrid-{kind}"
+        assert instance.get("InstanceLifecycle") == ("spot" if kind == "worker" else None)
     attached = [volume for volume in account["volumes"] if volume["Attachments"]]
-    assert attached and all(volume["Encrypted"] for volume in attached)
+    assert len(attached) >= len(account["instances"]) and all(volume["Encrypted"] for volume in attached)
     for group in account["groups"]:
         for rule in group["IpPermissions"]:
             assert not rule.get("IpRanges") and not rule.get("Ipv6Ranges"), rule

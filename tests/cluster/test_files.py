@@ -584,7 +584,7 @@ def test_a_node_without_a_token_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_spot_notice_drains_the_node(tmp_path: Path) -> None:
-    """The metadata service asks for a token, says nothing, then that the machine goes: Ray is told once."""
+    """The metadata service asks for a token, says nothing, then that the machine goes: Ray is told until it has heard."""
     import threading
     from http.server import BaseHTTPRequestHandler, HTTPServer
 
@@ -613,7 +613,7 @@ def test_a_spot_notice_drains_the_node(tmp_path: Path) -> None:
     server = HTTPServer(("127.0.0.1", 0), Metadata)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     ray = tmp_path / "ray"
-    ray.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/called\n')
+    ray.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/called\n[ $(wc -l < {tmp_path}/called) -gt 1 ]\n')
     ray.chmod(0o755)
     environment = {
         "HOME": str(tmp_path),
@@ -625,10 +625,13 @@ def test_a_spot_notice_drains_the_node(tmp_path: Path) -> None:
     server.shutdown()
     assert done.returncode == 0, done.stderr
     called = (tmp_path / "called").read_text().splitlines()
-    assert len(called) == 1
+    assert len(called) == 2 and called[0] == called[1], "the first time it refused"
+    assert [line.split(":")[0] for line in done.stdout.splitlines()] == [
+        "notice", "ray drain-node", "notice", "Ray knows"
+    ]  # fmt: skip
     assert called[0].startswith("drain-node --reason DRAIN_NODE_REASON_PREEMPTION")
     assert "terminate" in called[0]
-    assert asked == ["/latest/meta-data/spot/instance-action"] * 2
+    assert asked == ["/latest/meta-data/spot/instance-action"] * 3
 
 
 def _every(check: Callable[[str], bool], *patterns: str) -> list[str]:
