@@ -37,6 +37,8 @@ from raygrid.store import Store
 from raygrid.study import Study, in_order
 
 BF16 = "recipe.numerics.autocast=bfloat16"
+QUICK = ("treatments=[base, transfer]", "layers=[2]", "execution.backend=in-process")
+"""toy size: Tune starts a Ray, and one is enough; `overhead --quick` launches on Ray"""
 
 
 def main() -> dict[str, Any]:
@@ -45,10 +47,10 @@ def main() -> dict[str, Any]:
     p.add_argument("--sample", type=int, default=0, help="cells that a peer trains besides bases (default: all)")
     p.add_argument("--skip-bf16", action="store_true", help="fp32 only")
     options = p.parse_args()
-    study = chosen(options)
+    study = chosen(options, QUICK if options.quick else ())
     half = None if options.skip_bf16 or options.quick else chosen(options, [BF16])
     with scratch() as folder:
-        figures = compare(study, half, options.sample or (1 if options.quick else 0), folder)
+        figures = compare(study, half, options.sample or (1 if options.quick else 0), folder, quick=options.quick)
     print(json.dumps(figures))
     return figures
 
@@ -105,8 +107,8 @@ def as_raygrid(study: Study, folder: Path) -> tuple[dict[str, Any], Spent]:
 # --- the comparison --------------------------------------------------------------------------------------------------
 
 
-def compare(study: Study, half: Study | None, sample: int, folder: Path) -> dict[str, Any]:
-    """Train the grid in every way; ratios beside their ceilings."""
+def compare(study: Study, half: Study | None, sample: int, folder: Path, quick: bool) -> dict[str, Any]:
+    """Train the grid in every way, or `quick`: with processes in one way only; ratios beside their ceilings."""
     cores = len(os.sched_getaffinity(0))
     work = workload(study)
     cells = sampled(work, sample)
@@ -133,9 +135,10 @@ def compare(study: Study, half: Study | None, sample: int, folder: Path) -> dict
         top1[name] = {r["name"]: r["top1"] for r in results}
         print(f"{name}: {json.dumps(whole[name])}", file=sys.stderr)
 
-    note("processes, naive", *as_processes(waves(work, cells, folder, naive=True), folder, cores))
+    if not quick:
+        note("processes, naive", *as_processes(waves(work, cells, folder, naive=True), folder, cores))
     note("processes, one at a time", *as_processes(jobs, folder, 1))
-    if cores > 1:
+    if cores > 1 and not quick:
         note(f"processes, {cores} at a time", *as_processes(jobs, folder, cores))
     note("tune", *as_trials(jobs, folder))
     grids: dict[str, dict[str, Any]] = {}
@@ -206,9 +209,9 @@ def comparisons(
 
 def rungs(whole: dict[str, dict[str, Any]], grids: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     """From the plainest script to raygrid, one change at a time, in CPU seconds of the whole grid."""
-    naive, plain = whole["processes, naive"], whole["processes, one at a time"]
-    steps = [
-        ("a process a cell, contiguous, frozen layers backward too", naive["cpu_s"]),
+    naive, plain = whole.get("processes, naive"), whole["processes, one at a time"]
+    steps = [("a process a cell, contiguous, frozen layers backward too", naive["cpu_s"])] if naive else []
+    steps += [
         ("channels_last, frozen backward skipped: the peer", plain["cpu_s"]),
         ("no start-up a cell (its training seconds alone)", plain["train_cpu_s"]),
     ]
