@@ -240,6 +240,8 @@ def disturb(victim: str, scene: Scene, usual: float) -> tuple[psutil.Process, in
                 targets = [first]
             elif victim == "raylet":
                 targets = [one for one in targets if named(one) == "raylet"]
+            if not pids or not alive(first.pid):
+                targets = []  # it is over: what is left of Ray ends by itself
             times += bool(targets)
             for one in targets:
                 kill(one)
