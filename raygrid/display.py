@@ -61,7 +61,7 @@ class Board:
         for cell in self.plan.cells:
             rows[cell.series][cell.n].append(cell)
         columns = sorted({cell.n for cell in self.plan.cells})
-        title = f"{self.plan.study.name}: mean top-1 by treatment and n, finished/planned"
+        title = f"{self.plan.study.name}: top-1 (~ on the way), finished/planned"
         table = Table(title=title, expand=False)
         table.add_column("treatment")
         for n in columns:
@@ -77,9 +77,9 @@ class Board:
         found = [s for c in cells if (s := self.scores.get(c.address)) is not None]
         ended = sum(c.address in self.status for c in cells)
         bad = any(self.status.get(c.address, "ok") != "ok" for c in cells)
-        running = any(c.address in self.live for c in cells)
-        mean = f"{fmean(found):.3f}" if found else "..." if running else "-"
-        style = "red" if bad else "green" if ended == len(cells) else "yellow" if running or found else "dim"
+        live = [self.live[c.address][1] for c in cells if c.address in self.live]
+        mean = f"{fmean(found):.3f}" if found else f"~{fmean(live):.3f}" if live else "-"
+        style = "red" if bad else "green" if ended == len(cells) else "yellow" if live or found else "dim"
         return Text(f"{mean} {ended}/{len(cells)}{'!' if bad else ''}", style=style)
 
 

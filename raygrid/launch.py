@@ -124,7 +124,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise UserError(
                     "--prices: dollars are printed for the node types of a cluster file; add --cluster FILE"
                 )
-            return preview(asked.study, asked.store_url, console, arguments.explain, file, arguments.prices)
+            folder = asked.out / asked.study.name
+            return preview(asked.study, asked.store_url, folder, console, arguments.explain, file, arguments.prices)
         for flag, value in (("--explain", arguments.explain), ("--prices", arguments.prices)):
             if value:
                 raise UserError(f"{flag} goes with --dry-run, which trains nothing; add it")

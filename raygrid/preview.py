@@ -28,6 +28,7 @@ BOOTSTRAP = Path.home() / "ray_bootstrap_config.yaml"
 def preview(
     study: Study,
     url: str,
+    folder: Path,
     console: Console,
     why: str | None = None,
     cluster: str | None = None,
@@ -40,8 +41,9 @@ def preview(
     present: dict[str, Record] = {}
     if "://" in url or Path(url).exists():
         present = find_records(Store(url), the_plan.cells)
-    devices = study.execution.workers or os.cpu_count() or 1
-    show(the_plan, present, console, devices, "cpu")
+    devices, kind = _workers(cluster, prices) if cluster else (os.cpu_count() or 1, "cpu")
+    show(the_plan, present, console, study.execution.workers or devices, kind)
+    _warn_if_changed(the_plan, folder, console)
     if why:
         _explain(the_plan, _everything(url, the_plan, present), why, console)
         return 0
@@ -51,6 +53,15 @@ def preview(
         if cluster:
             _by_node_type(the_plan, done, cluster, prices, console)
     return 0
+
+
+def _workers(cluster: str, prices: str | None) -> tuple[int, str]:
+    """Devices of a cluster file's largest worker type at its maximum, and their kind."""
+    from raygrid.prices import load_prices, node_types
+
+    nodes = node_types(cluster, load_prices(prices))
+    largest = max([node for node in nodes if not node.head] or nodes, key=lambda node: node.devices * node.nodes)
+    return max(1, largest.devices * largest.nodes), largest.kind
 
 
 def show(
@@ -145,14 +156,7 @@ def announce(
     the predicted seconds."""
     seconds = show(the_plan, records, console, devices, kind)
     path = folder / PLAN_FILE
-    before = _read(path)
-    if before and before.get("data_sha256") not in (None, the_plan.facts.sha256):
-        console.print(
-            f"data      changed since the last launch (was {before['data_sha256'][:12]}): these are new networks, "
-            "the old ones stay in the store",
-            style="yellow",
-            highlight=False,
-        )
+    before = _warn_if_changed(the_plan, folder, console)
     kept = {
         "study": the_plan.study.name,
         "question": the_plan.study.question,
@@ -169,6 +173,19 @@ def announce(
     )
     (folder / "study.yaml").write_text(_yaml(the_plan))
     return seconds
+
+
+def _warn_if_changed(the_plan: Plan, folder: Path, console: Console) -> dict[str, Any]:
+    """Say if the data are not those of the last launch; returns what was kept of that."""
+    before = _read(folder / PLAN_FILE)
+    if before and before.get("data_sha256") not in (None, the_plan.facts.sha256):
+        console.print(
+            f"data      changed since the last launch (was {before['data_sha256'][:12]}): these are new networks, "
+            "the old ones stay in the store",
+            style="yellow",
+            highlight=False,
+        )
+    return before
 
 
 def _yaml(the_plan: Plan) -> str:

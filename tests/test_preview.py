@@ -1,0 +1,90 @@
+"""Before anything is paid for: what `--dry-run` says, and how fast."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.worlds import TINY
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def dry_run(capsys: Any, tmp_path: Path, *arguments: str, code: int = 0) -> str:
+    from raygrid.launch import main
+
+    study = tmp_path / "study.yaml"
+    study.write_text(TINY)
+    assert main([str(study), "--out", str(tmp_path / "out"), "--dry-run", *arguments]) == code
+    out, err = capsys.readouterr()
+    return out if code == 0 else err
+
+
+def test_the_largest_study_is_priced_in_seconds(tmp_path: Path) -> None:
+    """2,153 networks of ImageNet, every device kind, dollars for the node types of a cluster: CPU seconds."""
+    command = [sys.executable, "-m", "raygrid.launch", "yosinski2014-balanced", "--dry-run", "--out", str(tmp_path)]
+    command += ["--cluster", str(ROOT / "clusters" / "aws.yaml")]
+    before = os.times()
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    after = os.times()
+    assert done.returncode == 0, done.stderr
+    text = done.stdout
+    for pattern in (
+        r"networks +2153 \(93 base, 57 scratch, 378 selffer,",
+        r"present +0 in the store, 2153 to train",
+        r"saves \d+ trainings",
+        r"work +6\.69e\+20 FLOP in \d+ cohorts of at most [2-9]\d* networks",
+        r"predicted +\d+ h \d\d min of training on 8 L4",
+        r"memory +about [\d.]+ GB for the largest cohort",
+        r"│ H100 +│ +637\.\d\d │",
+        r"g6\.2xlarge \(spot\) +│ +\d+ │ +[\d,.]+ │ +[\d,]+\.\d\d │ +20\d\d-\d\d",
+    ):
+        assert re.search(pattern, text), (pattern, text)
+    spent = after.children_user + after.children_system - before.children_user - before.children_system
+    assert spent < 5, f"{spent:.1f} CPU s"
+    assert not any(tmp_path.iterdir()), "a dry run leaves nothing"
+
+
+def test_explain_names_the_fields_that_differ(world: Any, tmp_path: Path, capsys: Any) -> None:
+    arguments = ["--store", world.store.url, "--set", "recipe.lr=0.01", "--explain", "A4B random0 s0"]
+    text = dry_run(capsys, tmp_path, *arguments)
+    assert re.search(r"recipe\.lr\W+0\.01\W+.*0\.03", text), text
+
+
+def test_what_the_store_has_is_counted(world: Any, tmp_path: Path, capsys: Any) -> None:
+    text = dry_run(capsys, tmp_path, "--store", world.store.url)
+    assert f"present   {len(world.plan.cells)} in the store, 0 to train" in text
+
+
+def test_data_that_changed_since_the_last_launch_are_told(tmp_path: Path, capsys: Any) -> None:
+    folder = tmp_path / "out" / "tiny"
+    folder.mkdir(parents=True)
+    (folder / "plan.json").write_text(json.dumps({"data_sha256": "0123456789abcdef" * 4}))
+    assert "changed since the last launch (was 0123456789ab)" in dry_run(capsys, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["--explain", "A9B random0 s0"], "did you mean"),
+        (["--prices", "mine.csv"], "add --cluster FILE"),
+        (["--cluster", "nowhere.yaml"], "nowhere.yaml"),
+    ],
+)
+def test_wrong_questions_get_one_message(arguments: list[str], hint: str, tmp_path: Path, capsys: Any) -> None:
+    text = dry_run(capsys, tmp_path, *arguments, code=2)
+    assert hint in text and len(text.strip().splitlines()) == 1
+
+
+def test_questions_of_a_dry_run_are_refused_without_one(tmp_path: Path, capsys: Any) -> None:
+    from raygrid.launch import main
+
+    assert main(["icons", "--out", str(tmp_path / "out"), "--explain", "baseA"]) == 2
+    assert "--explain goes with --dry-run" in capsys.readouterr().err and not (tmp_path / "out").exists()
