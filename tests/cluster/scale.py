@@ -1,8 +1,9 @@
 """What 10,000 networks cost the driver: training is left out, everything around it is real.
 
 python tests/cluster/scale.py agenda [CELLS]          the grid alone, 128 devices, without Ray; prints JSON
-python tests/cluster/scale.py ray [CELLS [GPUS]]      as Ray Tune trials, one cell each, on as many made-up GPUs;
-                                                      each GPU is a process, so 128 need 12 GB and minutes to start
+python tests/cluster/scale.py ray [CELLS [GPUS [COHORT]]]  as Ray Tune trials of at most COHORT cells (0: as planned) on
+                                                      as many made-up GPUs; each GPU is a process, so 128 need 12 GB
+                                                      and minutes to start
 """
 
 from __future__ import annotations
@@ -33,14 +34,14 @@ splits: [{splits}]
 treatments: [base, scratch, selffer, selffer+, transfer, transfer+]
 images_per_class: 20
 recipe: {{epochs: 2, batch_size: 16, lr: 0.03, evaluations: 1}}
-execution: {{cohort: 1}}
+execution: {{cohort: {cohort}}}
 """
 """60 networks a split"""
 
 
-def make_plan(cells: int) -> Plan:
+def make_plan(cells: int, cohort: int) -> Plan:
     splits = ", ".join(f"{{kind: random, seed: {seed}}}" for seed in range(-(-cells // 60)))
-    study = Study.parse(STUDY.format(splits=splits))
+    study = Study.parse(STUDY.format(splits=splits, cohort=cohort or "null"))
     return plan(study, facts(study.dataset))
 
 
@@ -87,7 +88,7 @@ def megabytes() -> float:
 def without_ray(cells: int, devices: int = 128) -> dict[str, Any]:
     """Hand out every cell to one of the devices, report its end, and read all records back."""
     begun, before = time.monotonic(), megabytes()
-    the_plan = make_plan(cells)
+    the_plan = make_plan(cells, 1)
     planned = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         store, ears = Counting(folder), Ears()
@@ -127,23 +128,24 @@ def without_ray(cells: int, devices: int = 128) -> dict[str, Any]:
     }
 
 
-def on_ray(cells: int, gpus: int) -> dict[str, Any]:
+def on_ray(cells: int, gpus: int, cohort: int) -> dict[str, Any]:
     """The same through Ray Tune."""
     import ray
 
-    the_plan = make_plan(cells)
+    the_plan = make_plan(cells, cohort)
 
     def no_op(config: dict[str, Any], plan: Plan, literal: bool, **_: Any) -> None:
         from ray import tune
 
-        (cell,) = grids._cells(config, plan, literal)
-        tune.report({"events": [("done", record(cell).model_dump_json())], "outcomes": {cell.address: "ok"}})
+        mine = grids._cells(config, plan, literal)
+        events = [("done", record(cell).model_dump_json()) for cell in mine]
+        tune.report({"events": events, "outcomes": {cell.address: "ok" for cell in mine}})
 
     with tempfile.TemporaryDirectory() as folder:
         store, ears = Counting(folder), Ears()
         ray.init(address="local", num_cpus=gpus + 2, num_gpus=gpus, include_dashboard=False, log_to_driver=False)
         before = megabytes()
-        grid = grids.Grid(the_plan, Agenda(the_plan, {}, workers=gpus, largest=1), store, ears)  # type: ignore[arg-type]
+        grid = grids.Grid(the_plan, Agenda(the_plan, {}, gpus, cohort or None), store, ears)  # type: ignore[arg-type]
         grids._trial = no_op  # type: ignore[assignment]
         begun = time.monotonic()
         cluster = grids.Cluster(1, gpus + 2, gpus, gpus + 2, gpus, local=True)
@@ -154,6 +156,7 @@ def on_ray(cells: int, gpus: int) -> dict[str, Any]:
     return {
         "cells": count,
         "gpus": gpus,
+        "trials": ears.heard["started"],
         "ok": sum(outcome == "ok" for outcome in grid.outcomes.values()),
         "seconds": round(seconds, 1),
         "ms_per_cell": round(1000 * seconds / count, 1),
@@ -166,6 +169,6 @@ def on_ray(cells: int, gpus: int) -> dict[str, Any]:
 if __name__ == "__main__":
     numbers = [int(word) for word in sys.argv[2:]]
     if sys.argv[1] == "ray":
-        print(json.dumps(on_ray(*numbers, *(10_000, 128)[len(numbers) :])))
+        print(json.dumps(on_ray(*numbers, *(10_000, 128, 0)[len(numbers) :])))
     else:
         print(json.dumps(without_ray(numbers[0] if numbers else 10_000)))

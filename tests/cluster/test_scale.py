@@ -37,11 +37,15 @@ def test_the_driver_of_10000_cells() -> None:
     assert sum(calls.values()) < found["cells"] / 40, f"more than the pages of one listing: {calls}"
 
 
-def test_trials_through_ray() -> None:
-    """60 here; RAYGRID_LONG=1 for all 10,000 on 128 GPUs."""
-    found = run("ray", *(("10000", "128") if os.environ.get("RAYGRID_LONG") == "1" else ("60", "4")))
+@pytest.mark.parametrize("cohort", [1, 0])
+def test_trials_through_ray(cohort: int) -> None:
+    """A few here; RAYGRID_LONG=1 for all 10,000 on 128 GPUs."""
+    few = ("60", "4") if cohort else ("1200", "4")
+    found = run("ray", *(("10000", "128") if os.environ.get("RAYGRID_LONG") == "1" else few), str(cohort))
     assert found["ok"] == found["cells"]
     assert not found["store_calls"]
+    assert found["driver_mb"] < 1500
+    assert found["ms_per_cell"] < (2000 if cohort else 200)
 
 
 pytestmark = pytest.mark.timeout(3600 if os.environ.get("RAYGRID_LONG") == "1" else 900)
