@@ -83,6 +83,7 @@ def test_a_study_survives_the_loss_of_a_machine_and_of_the_laptop(lab: Lab, tmp_
     assert set(pd.read_parquet(results / "results.parquet")["cell"]) == set(expected)
     assert (results / "report" / "figure2.png").stat().st_size > 1000
     _mlflow_has_every_network_once(lab.hosts["head"], set(expected))
+    assert lab.objects("raygrid/mlflow/", "figure2.png"), "MLflow's artifacts lie on S3"
 
     third = laptop.run(launch, timeout=120, **CLIENT)
     assert "nothing to train" in third.stdout
