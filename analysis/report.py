@@ -210,6 +210,11 @@ def provenance(results: Results) -> list[tuple[str, str]]:
             found.append((label, ", ".join(values[:4]) + (f" and {len(values) - 4} more" if len(values) > 4 else "")))
     if frame["images_seen"].notna().any():
         found.append(("images seen in training", f"{frame['images_seen'].sum():,.0f}"))
+    tracked = results.beside.get("mlflow")
+    if isinstance(tracked, str):
+        study = results.beside.get("study")
+        search = "tags.`raygrid.cell` LIKE '%NETWORK%'"
+        found.append(("MLflow", f"{tracked}, experiment raygrid/{study}; the run of a network: search {search}"))
     return found + spent(results) + _versions()
 
 

@@ -364,9 +364,10 @@ def _write(
     import analysis
     from raygrid.export import export
     from raygrid.preview import note_actual
+    from raygrid.track.server import plain_uri
 
     results, history = export(the_plan, records, store, folder)
-    note_actual(folder, seconds, records)
+    note_actual(folder, seconds, records, plain_uri(asked.mlflow_uri))
     try:
         written = analysis.write(folder, folder / "report")
     except analysis.AnalysisError as error:

@@ -202,8 +202,9 @@ def _read(path: Path) -> dict[str, Any]:
         return {}
 
 
-def note_actual(folder: Path, seconds: float | None, records: Mapping[str, Record]) -> None:
-    """Put what the run took beside what was predicted, and what its machines cost (price null: not known)."""
+def note_actual(folder: Path, seconds: float | None, records: Mapping[str, Record], mlflow: str) -> None:
+    """Put what the run took beside what was predicted, what its machines cost (price null: not known), and where MLflow
+    shows it."""
     from raygrid.prices import is_gpu, rate
 
     path = folder / PLAN_FILE
@@ -218,6 +219,7 @@ def note_actual(folder: Path, seconds: float | None, records: Mapping[str, Recor
         kept["machines"][name] = {"device_seconds": round(busy, 1), "usd_per_hour": asdict(price) if price else None}
     if seconds is not None:
         kept["wall_seconds"] = round(seconds, 1)
+    kept["mlflow"] = mlflow
     path.write_text(json.dumps(kept, indent=1))
 
 

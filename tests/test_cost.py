@@ -454,7 +454,7 @@ def test_what_a_run_took_stands_beside_what_was_predicted(tmp_path: Path) -> Non
 
     made = [record("NVIDIA L4", 400.0), record("NVIDIA L4", 200.0), record("AMD EPYC", 10.0, 2)]
     (tmp_path / "plan.json").write_text('{"predicted_seconds": 500, "gpus_per_trial": 0.25}')
-    note_actual(tmp_path, 550.0, {str(i): r for i, r in enumerate(made)})
+    note_actual(tmp_path, 550.0, {str(i): r for i, r in enumerate(made)}, "http://here:5000")
     kept = json.loads((tmp_path / "plan.json").read_text())
     assert (kept["predicted_seconds"], kept["training_seconds"], kept["wall_seconds"]) == (500, 610, 550)
     assert kept["machines"]["AMD EPYC"] == {"device_seconds": 20, "usd_per_hour": None}

@@ -44,6 +44,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> analysis.Written:
     plan = {"question": "How deep?", "predicted_seconds": 400, "predicted_on": "2 L4", "wall_seconds": 420}
     price = {"low": 0.8, "high": 1.0, "of": "a to b", "date": "2025-06"}
     plan["machines"] = {"NVIDIA L4": {"device_seconds": 7200, "usd_per_hour": price}, "cpu": {"device_seconds": 60}}
+    plan |= {"study": "made-up", "mlflow": "http://somewhere:5000"}
     (folder / "plan.json").write_text(json.dumps(plan))
     (folder / "study.yaml").write_text("name: made-up\nquestion: How deep?\n")
     return analysis.write(folder, overlay="published")
@@ -60,6 +61,10 @@ def test_every_promised_file_is_there(demo: analysis.Written) -> None:
     tables = {f"{t}.{kind}" for t in ("table1", "decomposition") for kind in ("md", "tex", "csv")}
     assert figures | tables | {"claims.md", "claims.csv", "summary.md", "report.html"} <= names
     assert all(p.stat().st_size > 0 for p in demo.paths)
+
+
+def test_says_where_mlflow_has_each_network(page: str) -> None:
+    assert "http://somewhere:5000, experiment raygrid/made-up" in page and "raygrid.cell" in page
 
 
 def test_figures_are_the_same_bytes_twice(demo: analysis.Written, tmp_path: Path) -> None:
