@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -28,6 +29,14 @@ def pytest_configure(config: pytest.Config) -> None:
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     """The networks of TINY, trained once for the whole test session."""
     return make_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Where screenshots go, to be looked at: RAYGRID_ARTIFACTS (.ci/run keeps it), else pytest's temporary folder."""
+    folder = Path(os.environ.get("RAYGRID_ARTIFACTS") or tmp_path)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 @pytest.fixture

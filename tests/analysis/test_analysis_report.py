@@ -217,9 +217,9 @@ def test_what_a_study_says_is_text_wherever_it_stands(evil: str, tmp_path: Path,
 
 
 @pytest.mark.browser
-def test_opens_in_a_real_browser(demo: analysis.Written, tmp_path: Path, need: Callable[[bool, str], None]) -> None:
+def test_opens_in_a_real_browser(demo: analysis.Written, pictures: Path, need: Callable[[bool, str], None]) -> None:
     """Desk and phone, light and dark, and on paper: no error, no request but the file, nothing wider than the screen;
-    sorting and filtering work. Screenshots are left in the test's folder."""
+    sorting and filtering work. Screenshots are kept (fixture `pictures`)."""
     need(importlib.util.find_spec("playwright") is not None, "playwright is not installed: pip install playwright")
     need(Path(CHROMIUM).exists(), f"no {CHROMIUM}: install Debian's chromium")
     from playwright import sync_api as playwright
@@ -239,7 +239,7 @@ def test_opens_in_a_real_browser(demo: analysis.Written, tmp_path: Path, need: C
             assert (back == "rgb(255, 255, 255)") is (scheme == "light")
             card = tab.evaluate("getComputedStyle(document.querySelector('.card')).backgroundColor")
             assert card == "rgb(255, 255, 255)", "figures stand on white, also in the dark"
-            tab.screenshot(path=tmp_path / f"{name}.png")
+            tab.screenshot(path=pictures / f"report-{name}.png")
             if name == "desk":
                 head = tab.locator("#cells th", has_text="top-1 %").locator("button")
                 head.click()
@@ -254,7 +254,7 @@ def test_opens_in_a_real_browser(demo: analysis.Written, tmp_path: Path, need: C
                 assert shown == 1
                 tab.click("details summary")
                 assert tab.locator("details svg").first.is_visible()
-                printed = tab.pdf(path=tmp_path / "printed.pdf", format="A4")
+                printed = tab.pdf(path=pictures / "printed.pdf", format="A4")
                 pages = len(re.findall(rb"/Type */Page\b", printed))
                 assert 5 < pages < 25, "one network a line, not three a page"
             context.close()

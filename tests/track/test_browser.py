@@ -1,7 +1,7 @@
 """What a person sees: MLflow's own pages in a real browser, on a real server.
 
 The saved views are in a format that MLflow documents nowhere; this is the test that an MLflow version still reads it.
-The screenshots are kept in pytest's temporary folder, to be looked at.
+The screenshots are kept (fixture `pictures`), to be looked at.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def drawn(page: Any, least: int) -> None:
     page.wait_for_function(f"{count} >= {least}", timeout=PATIENCE_MS)
 
 
-def test_figure_2_and_the_compare_page(server: MlflowServer, store: Store, page: Any, tmp_path: Path) -> None:
+def test_figure_2_and_the_compare_page(server: MlflowServer, store: Store, page: Any, pictures: Path) -> None:
     plan = make_plan("seen", layers="[1, 4, 7]")
     tracker = Tracker(plan, store, server.uri)
     tracker.start()
@@ -83,7 +83,7 @@ def test_figure_2_and_the_compare_page(server: MlflowServer, store: Store, page:
         page.get_by_text(f"Group: {treatment}", exact=True).first.wait_for()
     page.get_by_text("fig2/top1", exact=True).first.wait_for()
     drawn(page, 2 * len(plan.counts))  # two charts are in sight: against n, and learning curves
-    page.screenshot(path=tmp_path / "figure2-live.png")
+    page.screenshot(path=pictures / "mlflow-figure2-live.png")
 
     for cell in plan.cells[-4:]:
         train(tracker, store, cell)
@@ -92,13 +92,13 @@ def test_figure_2_and_the_compare_page(server: MlflowServer, store: Store, page:
     page.goto("about:blank")
     page.goto(tracker.link, wait_until="domcontentloaded")
     drawn(page, 2 * len(plan.counts))
-    page.screenshot(path=tmp_path / "figure2.png")
+    page.screenshot(path=pictures / "mlflow-figure2.png")
 
     page.goto("about:blank")
     page.goto(link(server.uri, experiment, "raygrid-figure2-mean"), wait_until="domcontentloaded")
     page.get_by_text("Fig 2 · AnB+", exact=True).first.wait_for()
     drawn(page, len(plan.counts))
-    page.screenshot(path=tmp_path / "figure2-mean.png")
+    page.screenshot(path=pictures / "mlflow-figure2-mean.png")
     colours = page.evaluate(
         "[...document.querySelectorAll('.js-plotly-plot .scatterlayer .trace path.js-line')].map(p => p.style.stroke)"
     )
@@ -112,10 +112,10 @@ def test_figure_2_and_the_compare_page(server: MlflowServer, store: Store, page:
     page.get_by_text("Comparing 6 Runs from 1 Experiment").first.wait_for()
     page.wait_for_selector(".js-plotly-plot")
     page.get_by_text("fine_tune").first.wait_for()
-    page.screenshot(path=tmp_path / "compare.png")
+    page.screenshot(path=pictures / "mlflow-compare.png")
 
 
-def test_the_other_views_open(server: MlflowServer, store: Store, page: Any, tmp_path: Path) -> None:
+def test_the_other_views_open(server: MlflowServer, store: Store, page: Any, pictures: Path) -> None:
     plan = make_plan("views", layers="[3]")
     tracker = Tracker(plan, store, server.uri)
     tracker.start()
@@ -131,5 +131,5 @@ def test_the_other_views_open(server: MlflowServer, store: Store, page: Any, tmp
         page.get_by_text(text).first.wait_for()
         page.get_by_text("matching run").first.wait_for()
         page.wait_for_timeout(1500)
-        page.screenshot(path=tmp_path / f"{name}.png")
+        page.screenshot(path=pictures / f"mlflow-{name}.png")
     page.get_by_text("treatment", exact=True).first.wait_for()
