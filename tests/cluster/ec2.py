@@ -51,6 +51,7 @@ class Ec2:
         return self.lab.inside(ask)
 
     def workers(self) -> list[dict[str, Any]]:
+        assert self.trouble is None, self.trouble
         return [i for i in self.instances() if tags(i).get("ray-node-type") == "worker"]
 
     def take_back(self, instance: str) -> None:
@@ -92,8 +93,11 @@ class Ec2:
     def _body(self, client: Any, instance: dict[str, Any]) -> Host:
         keys = client.describe_key_pairs(KeyNames=[instance["KeyName"]], IncludePublicKey=True)["KeyPairs"]
         ip = instance["PrivateIpAddress"]
+        self.noticed.discard(ip)  # another machine had it before
         self.started.append((instance["InstanceId"], instance["InstanceType"]))
         name = "ip-" + ip.replace(".", "-")
+        if (self.lab.folder / "hosts" / name).exists():  # EC2 gives addresses again, and never an old disk
+            name += f"-{len(self.started)}"
         env = {"AWS_ENDPOINT_URL": self.url, "RAYGRID_METADATA": "http://169.254.169.254"}
         return self.lab.host(name, ip, user="ubuntu", authorized=keys[0]["PublicKey"], **env)
 

@@ -108,7 +108,7 @@ class Host:
     def __init__(self, lab: Lab, name: str, ip: str, authorized: str, user: str, env: Mapping[str, str]):
         self.lab, self.name, self.ip, self.user = lab, name, ip, user
         self.home = "/root" if user == "root" else f"/home/{user}"
-        self.space = f"{lab.prefix}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
+        self.space = f"{lab.prefix}-{os.urandom(3).hex()}"  # never one that the kernel is still taking down
         self.folder = lab.folder / "hosts" / name
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "authorized").write_text(authorized)
