@@ -141,6 +141,8 @@ class Augmentation(Frozen):
     """side of the crop in pixels; null: the image's own"""
     padding: Annotated[int, Field(ge=0)] = 2
     """black pixels added on each side before cropping"""
+    offsets: Literal["all", "caffe"] = "all"
+    """`caffe`: never the last one, as in Caffe of 2014 (data_transformer.cpp: rand() % (size - crop))"""
     flip: bool = True
     """mirror with probability 1/2"""
 

@@ -80,6 +80,7 @@ def test_how_it_runs_cannot_reach_the_hash(override: str) -> None:
         "recipe.schedule.kind=constant",
         "recipe.augmentation.flip=true",
         "recipe.augmentation.padding=2",
+        "recipe.augmentation.offsets=caffe",
         "recipe.order=fixed",
         "recipe.outputs=dataset",
         "recipe.evaluations=4",

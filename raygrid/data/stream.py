@@ -73,7 +73,8 @@ class Stream:
         count, aug = len(rows), self.augmentation
         size = self.images.size
         room = size + 2 * aug.padding - (aug.crop or size)
-        offsets = draw.integers(0, room + 1, size=(count, 2))
+        places = room + 1 if aug.offsets == "all" else max(room, 1)
+        offsets = draw.integers(0, places, size=(count, 2))
         flips = draw.random(count) < 0.5 if aug.flip else np.zeros(count, dtype=bool)
         return Batch(self.images.gather(rows), aug, self.labels[where], offsets, flips)
 
