@@ -85,9 +85,13 @@ def test_kept_results_name_no_place_of_the_machine_they_come_from() -> None:
 def test_a_result_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kept, "FOLDER", tmp_path / "results")
     monkeypatch.setattr(kept.measure, "ROOT", tmp_path)
-    figures = {"speedup_over_skip": {"median": 1.5, "low": 1.4, "high": 1.6}, "ideal_over_skip": 1.57}
+    figures = {
+        "speedup_over_skip": {"median": 1.5, "low": 1.4, "high": 1.6},
+        "ideal_over_skip": 1.57,
+        "ideal_seconds_over_skip": 1.8,
+    }
     figures["speedup_over_peer"] = figures["speedup_over_skip"]
     kept.keep("frozen_sweep", ["--quick"], figures, "a line\n{}\n", kept.before())
     (found,) = kept.newest().values()
     assert found["command"] == "python -m benchmarks frozen_sweep --quick" and found["output"] == ["a line"]
-    assert "1.50 (1.40 to 1.60) x | 1.57 x" in kept.table()
+    assert "1.50 (1.40 to 1.60) x | 1.57 x by FLOPs, 1.80 x by predicted time" in kept.table()
