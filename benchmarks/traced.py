@@ -128,7 +128,7 @@ def main(study: str, folder: Path, nothing: bool) -> dict[str, Any]:
         (remote, "publish", "putting results into the store"),
     ):
         spans.watch(owner, function, name)
-    both = launch._Both
+    both = launch._Watch
     started, recorded = both.started, both.recorded
 
     def note_start(self: Any, cohort: Any, where: str) -> None:

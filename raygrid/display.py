@@ -41,8 +41,8 @@ class Board:
     """by address: headline score of finished cells; null where a cell has none"""
     status: dict[str, str] = field(default_factory=dict)
     """by address: ok, diverged, blocked, failed"""
-    live: dict[str, tuple[int, float]] = field(default_factory=dict)
-    """by address: step and top-1 of the last test of cells in training"""
+    live: dict[str, tuple[int, float | None]] = field(default_factory=dict)
+    """by address: step and top-1 of the last test of cells in training; null before the first"""
 
     def add(self, record: Record) -> None:
         """A cell is finished."""
@@ -78,7 +78,8 @@ class Board:
         ended = sum(c.address in self.status for c in cells)
         bad = any(self.status.get(c.address, "ok") != "ok" for c in cells)
         live = [self.live[c.address][1] for c in cells if c.address in self.live]
-        mean = f"{fmean(found):.3f}" if found else f"~{fmean(live):.3f}" if live else "-"
+        tested = [score for score in live if score is not None]
+        mean = f"{fmean(found):.3f}" if found else f"~{fmean(tested):.3f}" if tested else "..." if live else "-"
         style = "red" if bad else "green" if ended == len(cells) else "yellow" if live or found else "dim"
         return Text(f"{mean} {ended}/{len(cells)}{'!' if bad else ''}", style=style)
 
@@ -124,7 +125,7 @@ class Display:
         """An evaluation."""
         before = self.board.live.get(cell.address, (0, 0.0))[0]
         self.steps_left -= max(0, step - before)
-        self.board.live[cell.address] = (step, metrics.get("test/top1", 0.0))
+        self.board.live[cell.address] = (step, metrics.get("test/top1"))
         if "perf/images_per_s" in metrics:
             self.speed[cell.stream] = (time.monotonic(), metrics["perf/images_per_s"])
 

@@ -37,6 +37,7 @@ from raygrid.cell import Cell
 from raygrid.cost import DEVICES, Meter, kind_of, seconds
 from raygrid.errors import EnvironmentError_, RaygridError, StoreError, UserError
 from raygrid.plan import Agenda, Cohort, Plan, addresses
+from raygrid.prices import bootstrap, node_types
 from raygrid.record import Record, find_record
 from raygrid.store import LEASE_DEAD_S, Store
 from raygrid.study import FROZEN, Execution
@@ -417,7 +418,7 @@ def _most() -> tuple[float, float]:
     most of each, were the machines that it may have in all of the kinds with most of it."""
     import yaml
 
-    path = Path.home() / "ray_bootstrap_config.yaml"
+    path = bootstrap()
     if not path.exists():
         return 0.0, 0.0
     config = yaml.safe_load(path.read_text()) or {}
@@ -437,9 +438,7 @@ def _most() -> tuple[float, float]:
 
 def _coming() -> str | None:
     """Kind of the GPUs that the autoscaler will bring, if it is one kind and `prices` knows it."""
-    from raygrid.prices import node_types
-
-    path = Path.home() / "ray_bootstrap_config.yaml"
+    path = bootstrap()
     with contextlib.suppress(UserError):
         nodes = node_types(path) if path.exists() else []
         kinds = {node.kind for node in nodes if not node.head and node.kind != "cpu"}

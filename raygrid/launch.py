@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raygrid.errors import DataError, RaygridError, StoreError, UserError
+from raygrid.errors import DataError, RaygridError, UserError, ended_by
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -137,17 +137,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if asked.study.execution.backend == "ray":
             remote.hint(console)
         return launch(asked, console)
-    except RaygridError as error:
-        Console(stderr=True, soft_wrap=True).print(f"raygrid: {error}", style="red", highlight=False, markup=False)
-        return error.exit_code
-    except OSError as error:  # a full disk, a folder that may not be written
-        where = f"{error.filename}: " if error.filename else ""
-        text = f"raygrid: {where}{error.strerror or error}; what was finished is in the store, the same command goes on"
-        Console(stderr=True, soft_wrap=True).print(text, style="red", highlight=False, markup=False)
-        return StoreError.exit_code
-    except KeyboardInterrupt:
-        console.print("\nInterrupted. Nothing that was finished is lost; the same command goes on from here.")
-        return 130
+    except (RaygridError, OSError, KeyboardInterrupt) as error:
+        return ended_by(error, "what was finished is in the store, the same command goes on")
 
 
 def launch(asked: Job, console: Console) -> int:
@@ -249,7 +240,7 @@ def _train(
         memory=memory,
     )
     display = Display(board, console, devices, predicted)
-    grid = grids.Grid(the_plan, agenda, store, _Both(display, tracker, store, folder / FAILURES))
+    grid = grids.Grid(the_plan, agenda, store, _Watch(display, tracker, store, folder / FAILURES))
     tracker.start()
     with _stopping(grid, raises=cluster is not None):
         try:
@@ -277,7 +268,7 @@ def _close(tracker: Tracker, behind: Path, seconds: float, console: Console) -> 
         behind.unlink(missing_ok=True)
 
 
-class _Both:
+class _Watch:
     """Tells the display and the tracker, and the store of failures; keeps their log."""
 
     def __init__(self, display: Any, tracker: Any, store: Store, log: Path):

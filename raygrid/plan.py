@@ -19,7 +19,7 @@ from raygrid.cost import Ideal, Meter, cohort_bytes, ideal
 from raygrid.errors import StudyError
 from raygrid.simulation import Simulation, simulate
 from raygrid.splits import Halves, divide
-from raygrid.study import COPYING, LAYERED, Block, RandomSplit, Split, Study, in_order
+from raygrid.study import LAYERED, Block, RandomSplit, Split, Study, in_order
 
 __all__ = ["Agenda", "Cohort", "Plan", "Simulation", "Summary", "addresses", "explain", "plan", "simulate"]
 
@@ -66,11 +66,6 @@ class Plan:
         """Number of networks by treatment, in the order of the paper."""
         found = Counter(cell.series for cell in self.cells)
         return {series: found[series] for series in in_order(found)}
-
-    @property
-    def trainings_if_independent(self) -> int:
-        """Trainings that the same cells would cost if each trained its own base."""
-        return len(self.cells) + sum(cell.treatment in COPYING for cell in self.cells)
 
     def summary(
         self,

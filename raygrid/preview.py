@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from raygrid.study import Study
 
 PLAN_FILE = "plan.json"
-BOOTSTRAP = Path.home() / "ray_bootstrap_config.yaml"
-"""where `ray up` leaves the cluster file on the head"""
 
 
 def preview(
@@ -205,7 +203,7 @@ def _read(path: Path) -> dict[str, Any]:
 def note_actual(folder: Path, seconds: float | None, records: Mapping[str, Record], mlflow: str) -> None:
     """Put what the run took beside what was predicted, what its machines cost (price null: not known), and where MLflow
     shows it."""
-    from raygrid.prices import is_gpu, rate
+    from raygrid.prices import bootstrap, is_gpu, rate
 
     path = folder / PLAN_FILE
     kept = _read(path)
@@ -215,7 +213,7 @@ def note_actual(folder: Path, seconds: float | None, records: Mapping[str, Recor
     for name in sorted({name for name, _, _ in made}):
         gpus = kept.get("gpus_per_trial", 1) if is_gpu(name) else 0
         busy = sum(seconds * (gpus or threads) for device, seconds, threads in made if device == name)
-        price = rate(name, BOOTSTRAP)
+        price = rate(name, bootstrap())
         kept["machines"][name] = {"device_seconds": round(busy, 1), "usd_per_hour": asdict(price) if price else None}
     if seconds is not None:
         kept["wall_seconds"] = round(seconds, 1)

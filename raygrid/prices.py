@@ -33,6 +33,11 @@ COLUMNS = (
 )
 
 
+def bootstrap() -> Path:
+    """The cluster file that `ray up` leaves on the head."""
+    return Path.home() / "ray_bootstrap_config.yaml"
+
+
 @dataclass(frozen=True)
 class Price:
     """One row of the table. On GCP an accelerator that is attached to a machine type has a row of its own."""

@@ -83,7 +83,8 @@ def show(arguments: argparse.Namespace, console: Console) -> int:
     workers = _owners(store, [leases[address] for address in held])
     progress = _progress(store, {c.address: progress_path(c) for c in unfinished if progress_path(c) in written})
     for address in held:
-        board.live[address] = (progress[address].step if address in progress else 0, 0.0)
+        now = progress.get(address)
+        board.live[address] = (now.step, now.top1) if now else (0, None)
     notes = {failure_path(c): c for c in unfinished if c.address not in held and failure_path(c) in written}
     failures = {notes[path].address: _why(data) for path, data in store.find_many(notes).items()}
     board.status |= dict.fromkeys(failures, "failed")

@@ -165,8 +165,8 @@ class Schedule(Frozen):
 
 
 class Numerics(Frozen):
-    """What changes the bytes but not the mathematics. Chosen in the code from kept benchmarks, never by timing at run
-    time; part of every cell's identity (law 1)."""
+    """What changes the bytes but not the mathematics. Chosen in study and code, never by timing at run time; part of
+    every cell's identity (law 1)."""
 
     memory_format: Literal["channels_last", "contiguous"] = "channels_last"
     autocast: Literal["none", "bfloat16"] = "none"

@@ -54,6 +54,7 @@ FINITE_EVERY = 50
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 """numbers of glibc's mallopt.h"""
 ALIVE_S = 60.0
+"""seconds between two signs of life"""
 PROGRESS_S = 20.0
 """least seconds between two savings of progress; never more than a twentieth of the time goes into saving"""
 
@@ -197,9 +198,8 @@ class _Loop:
         trunk = None
         before = None
         if cell.frozen:
-            before = frozen_fingerprint(network, cell.frozen)
-            if base is not None:  # what was copied counts, not what the copy came to
-                before = fingerprint({name: base[name] for name in network.tensors(1, cell.frozen)})
+            tensors = network.tensors(1, cell.frozen)  # of what was copied the base's count, not what the copy came to
+            before = fingerprint(tensors if base is None else {name: base[name] for name in tensors})
             trunk = self._trunk(cell, network)
         trained = [
             p for number in range(cell.frozen + 1, network.depth + 1) for p in network.stage(number).parameters()
@@ -265,7 +265,7 @@ class _Loop:
         cost = 0.0
         fetch = _Fetch(stream, bench.device)
         seen = time.monotonic()
-        told = -ALIVE_S
+        told = -math.inf
         images = 0
         while active := [m for m in members if not m.finished]:
             begun = time.perf_counter()

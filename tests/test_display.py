@@ -34,6 +34,8 @@ def test_the_matrix_fills_as_accuracies_come(world: World) -> None:
 
     cohort = Cohort((base,))
     display.started(cohort, "here")
+    display.board.live[base.address] = (3, None)  # in training, and never tested
+    assert "... 0/2" in shown(display) and "0.000" not in shown(display)
     display.logged(base, 10, {"test/top1": 0.4321, "perf/images_per_s": 1234.0})
     text = shown(display)
     row = next(line for line in text.splitlines() if " base " in line)

@@ -108,7 +108,6 @@ class Tracker:
         self._held = 0
         self._todo: OrderedDict[str, Record | None] = OrderedDict()
         self._closing: float | None = None
-        self._ready = threading.Event()
         self._thread: threading.Thread | None = None
         # the rest belongs to the writer alone
         self._experiment: str | None = None
@@ -149,10 +148,6 @@ class Tracker:
         with self._lock:
             self._todo[cell.address] = record if len(self._todo) < HELD_RECORDS else None
             self._lock.notify()
-
-    def ready(self, timeout_s: float) -> bool:
-        """Wait until the link is known; False if it is not known in time."""
-        return self._ready.wait(timeout_s)
 
     def close(self, timeout_s: float = 60.0) -> Missed:
         """Write what is left, fill in from the store what MLflow misses, draw the figure runs, end the writer. Takes
@@ -264,7 +259,6 @@ class Tracker:
                 "mlflow.experimentKind": "custom_model_development",
             }
             self._experiment = self.server.experiment(self.name, {**tags, **views.views(self.figures)})
-            self._ready.set()
             self._open.clear()
             self._lines.clear()
         if not self._described:

@@ -213,7 +213,7 @@ def test_a_deleted_experiment_is_named(plan: Plan, store: Store, database: str) 
     sync(plan, store, database)
     tracker = Tracker(plan, store, database)
     tracker.start()
-    assert tracker.ready(30)
+    wait(lambda: tracker._experiment, 30)
     experiment = tracker._experiment
     Server(database).call("delete_experiment", experiment)
     train(tracker, store, plan.cells[1])

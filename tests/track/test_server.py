@@ -112,7 +112,7 @@ def test_a_grid_on_a_server(server: MlflowServer, store: Store, tmp_path: Path, 
     (tmp_path / "report" / "figure2.svg").write_text("<svg/>")
     tracker = Tracker(plan, store, server.uri, tmp_path / "report")
     tracker.start()
-    assert tracker.ready(60)
+    wait(lambda: tracker._experiment, 60)
     assert re.fullmatch(
         rf"{server.uri}/#/experiments/\d+/runs\?viewStateShareKey=raygrid-figure2&compareRunsMode=CHART",
         tracker.link or "",
@@ -215,7 +215,7 @@ def test_a_slow_server(server: MlflowServer, store: Store, front: Callable[..., 
     proxy = front(server.uri, lambda path, count: 5.0 if slow.is_set() else 0.0)
     tracker = Tracker(plan, store, proxy.uri)
     tracker.start()
-    assert tracker.ready(60)
+    wait(lambda: tracker._experiment, 60)
     slow.set()
     before = len(proxy.calls)
     for cell in plan.cells:
@@ -297,7 +297,7 @@ def test_a_network_takes_few_calls(server: MlflowServer, store: Store, front: Ca
         proxy = front(server.uri, lambda path, count: 0.0)
         tracker = Tracker(plan, store, proxy.uri)
         tracker.start()
-        assert tracker.ready(60)
+        wait(lambda tracker=tracker: tracker._experiment, 60)
         for cell in plan.cells:
             train(tracker, store, cell)
         assert not tracker.close(60)
