@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.measure import Spent, interleaved, load, ratios, run, spread, text
+from benchmarks.measure import Spent, agreement, agreement_text, interleaved, load, ratios, run, spread, text
 from benchmarks.peers import plain
 from benchmarks.peers.jobs import job
 from benchmarks.workload import Workload, chosen, parser, scratch, workload
@@ -116,7 +116,7 @@ def measure(work: Workload, repeats: int, folder: Path) -> dict[str, Any]:
         "peer_over_skip": ratios(spent["peer"], spent["skip"]),
         **{name: round(value, 3) for name, value in ideals.items()},
         "same_bytes": equal,
-        "top1": {name: round(sum(values) / len(values), 4) for name, values in accuracies.items()},
+        "top1": {name: agreement(values, accuracies["cohort"]) for name, values in accuracies.items()},
         "load_average": load(),
     }
     figures["eta"] = _over(figures["speedup_over_skip"], ideals["ideal_over_skip"])
@@ -142,7 +142,9 @@ def show(f: dict[str, Any]) -> None:
         line = f"  {name:<7} {text(f[f'{name}_cpu_s']):<26} cohort is {text(f[key])} x faster"
         print(f"{line}, ideal {best:.2f} x: eta {text(f[eta])}")
     print(f"  cohort  {text(f['cohort_cpu_s'])}")
-    print(f"cohort and single give the same bytes: {f['same_bytes']}; mean accuracy: {f['top1']}")
+    print(f"cohort and single give the same bytes: {f['same_bytes']}")
+    for name, found in f["top1"].items():
+        print(f"accuracy of {name:<7} {agreement_text(found)}")
 
 
 if __name__ == "__main__":

@@ -221,8 +221,8 @@ def rungs(whole: dict[str, dict[str, Any]], grids: dict[str, dict[str, Any]]) ->
     return [{"what": what, "cpu_s": round(seconds, 2)} for what, seconds in steps]
 
 
-def accuracies(top1: dict[str, dict[str, float]], which: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Mean accuracy of the second-phase cells that all ways trained, and the mean difference from raygrid's."""
+def accuracies(top1: dict[str, dict[str, float]], which: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Accuracies of the second-phase cells that all ways trained, held against raygrid's."""
     common = set(which).intersection(*(set(found) for name, found in top1.items() if "bf16" not in name))
     ours = top1["raygrid fp32"]
     table = {}
@@ -230,15 +230,7 @@ def accuracies(top1: dict[str, dict[str, float]], which: Sequence[str]) -> dict[
         shared = sorted(common & set(found))
         if not shared:
             continue
-        differences = [found[a] - ours[a] for a in shared]
-        mean = sum(differences) / len(differences)
-        variance = sum((d - mean) ** 2 for d in differences) / max(1, len(differences) - 1)
-        table[name] = {
-            "cells": len(shared),
-            "mean": round(sum(found[a] for a in shared) / len(shared), 4),
-            "minus_raygrid": round(mean, 4),
-            "standard_error": round((variance / len(differences)) ** 0.5, 4),
-        }
+        table[name] = measure.agreement([found[a] for a in shared], [ours[a] for a in shared])
     return table
 
 
@@ -265,10 +257,7 @@ def show(f: dict[str, Any]) -> None:
             f"{row['of_ceiling']:.2f} of it{mark}"
         )
     for name, found in f["top1"].items():
-        print(
-            f"accuracy of {name:<28} {found['mean']:.3f} ({found['minus_raygrid']:+.4f} +- "
-            f"{found['standard_error']:.4f} from raygrid, {found['cells']} cells)"
-        )
+        print(f"accuracy of {name:<28} {measure.agreement_text(found)}")
 
 
 if __name__ == "__main__":

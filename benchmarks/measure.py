@@ -67,6 +67,27 @@ def text(figures: Mapping[str, float]) -> str:
     return f"{figures['median']:.2f} ({figures['low']:.2f} to {figures['high']:.2f})"
 
 
+def agreement(found: Sequence[float], ours: Sequence[float]) -> dict[str, Any]:
+    """Accuracies of one way of training beside raygrid's of the same cells. `same`: the mean difference is within one
+    point or three standard errors; a peer that learns less, or more, is no peer."""
+    differences = [a - b for a, b in zip(found, ours, strict=True)]
+    count, mean = len(differences), sum(differences) / len(differences)
+    error = (sum((d - mean) ** 2 for d in differences) / max(1, count - 1) / count) ** 0.5
+    return {
+        "cells": count,
+        "mean": round(sum(found) / count, 4),
+        "minus_raygrid": round(mean, 4),
+        "standard_error": round(error, 4),
+        "same": abs(mean) <= max(0.01, 3 * error),
+    }
+
+
+def agreement_text(found: Mapping[str, Any]) -> str:
+    """`0.634 (+0.009 +- 0.004 from raygrid, 7 cells)`"""
+    text = f"{found['mean']:.3f} ({found['minus_raygrid']:+.4f} +- {found['standard_error']:.4f} from raygrid, "
+    return f"{text}{found['cells']} cells){'' if found['same'] else ': NOT THE SAME'}"
+
+
 def run(command: Sequence[str], *, quiet: bool = True) -> tuple[str, Spent]:
     """Run a Python command line (without `python`); its stdout, and what all its processes took.
 

@@ -82,6 +82,12 @@ def test_kept_results_name_no_place_of_the_machine_they_come_from() -> None:
         assert str(ROOT) not in text, path
 
 
+def test_peers_of_kept_results_learn_as_much_as_raygrid() -> None:
+    for data in kept.newest().values():
+        for name, found in data["figures"].get("top1", {}).items():
+            assert found["same"], f"{data['benchmark']}: {name} {kept.measure.agreement_text(found)}"
+
+
 def test_a_result_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kept, "FOLDER", tmp_path / "results")
     monkeypatch.setattr(kept.measure, "ROOT", tmp_path)
