@@ -14,6 +14,7 @@ NAMES = {
     "frozen_sweep": "seven networks on one frozen trunk: one after another, and as a cohort",
     "grid_vs_peers": "the demo grid against one process a cell, and against idiomatic Ray Tune",
     "overhead": "what a launch costs besides training; a thousand networks that train nothing",
+    "fast_paths": "the training loop without each of its fast paths",
     "phases": "where the seconds of a training go",
     "before": "the training loop at a commit and here, and whether the bytes are the same",
     "plan_scale": "100,000 networks planned; makespan beside its bound",

@@ -20,7 +20,7 @@ from benchmarks.workload import scratch
 from raygrid.cell import Cell
 from raygrid.export import export
 from raygrid.plan import Plan, plan
-from raygrid.record import Evaluation, Provenance, Record, Result, find_records, write_record
+from raygrid.record import Evaluation, History, Provenance, Record, Result, find_records, write_record
 from raygrid.store import Store
 
 HISTORIES = 200
@@ -33,10 +33,10 @@ print(next(line.split()[1] for line in open("/proc/self/status") if line.startsw
 """peak memory of this process alone: `ru_maxrss` would be its parent's"""
 
 
-def history(draw: random.Random, evaluations: int) -> tuple[Evaluation, ...]:
+def history(draw: random.Random, evaluations: int) -> History:
     """A plausible learning curve."""
     height = draw.uniform(0.4, 0.7)
-    return tuple(
+    return History.of(
         Evaluation(
             step=4500 * (i + 1),
             epoch=1.8 * (i + 1),
@@ -51,9 +51,9 @@ def history(draw: random.Random, evaluations: int) -> tuple[Evaluation, ...]:
     )
 
 
-def record(cell: Cell, tests: tuple[Evaluation, ...], draw: random.Random, made: Provenance) -> Record:
+def record(cell: Cell, tests: History, draw: random.Random, made: Provenance) -> Record:
     """A cell's record; frozen layers cost accuracy, so that there is something to find."""
-    last = tests[-1].top1 - (0.01 * cell.n if cell.frozen else 0.0) + draw.gauss(0, 0.005)
+    last = tests.top1[-1] - (0.01 * cell.n if cell.frozen else 0.0) + draw.gauss(0, 0.005)
     result = Result(
         status="ok",
         steps=450_000,
@@ -62,13 +62,13 @@ def record(cell: Cell, tests: tuple[Evaluation, ...], draw: random.Random, made:
         top1_best=last,
         top1_mean10=last,
         top5_last=min(1.0, last * 1.3),
-        loss_last=tests[-1].loss,
+        loss_last=tests.loss[-1],
         frozen_verified=True if cell.frozen else None,
         checkpoint="cells/none",
         checkpoint_sha256="0" * 64,
         history=tests,
     )
-    return Record.model_construct(format=1, cell=cell, result=result, provenance=made)
+    return Record.model_construct(cell=cell, result=result, provenance=made)
 
 
 def made() -> Provenance:

@@ -109,6 +109,13 @@ def _overhead(f: dict[str, Any]) -> list[Row]:
     return rows
 
 
+def _fast_paths(f: dict[str, Any]) -> list[Row]:
+    return [
+        (f"training {way['what']}, CPU seconds over those of raygrid's way", f"{_range(way['cost'])} x", "")
+        for way in f["paths"][1:]
+    ]
+
+
 def _before(f: dict[str, Any]) -> list[Row]:
     what = f"training since commit {f['commit'][:7]}, {'the same' if f['same_bytes'] else 'other'} bytes"
     return [(what, f"{_range(f['speedup'])} x", "")]
@@ -150,6 +157,7 @@ ROWS: dict[str, Callable[[dict[str, Any]], list[Row]]] = {
     "frozen_sweep": _frozen_sweep,
     "grid_vs_peers": _grid_vs_peers,
     "overhead": _overhead,
+    "fast_paths": _fast_paths,
     "before": _before,
     "plan_scale": _plan_scale,
     "analysis_scale": _analysis_scale,

@@ -53,14 +53,14 @@ def train_nothing(self: Any, cells: Sequence[Any]) -> dict[str, str]:
     import torch
 
     from raygrid import provenance
-    from raygrid.record import Evaluation, Record, Result, lease_path, write_record
+    from raygrid.record import Evaluation, History, Record, Result, lease_path, write_record
 
     made = provenance.now(0.0, torch.device("cpu"), 0, len(cells))
     for cell in cells:
-        history = tuple(
+        history = [
             Evaluation(step=i + 1, epoch=1.0, images=1, train_loss=1.0, top1=0.5, top5=None, loss=1.0, lr=0.1)
             for i in range(EVALUATIONS)
-        )
+        ]
         for evaluation in history:
             self.bench.log(cell, evaluation.step, {"train/loss": 1.0, "test/top1": 0.5, "test/loss": 1.0})
         result = Result(
@@ -75,7 +75,7 @@ def train_nothing(self: Any, cells: Sequence[Any]) -> dict[str, str]:
             frozen_verified=True if cell.frozen else None,
             checkpoint="cells/none",
             checkpoint_sha256="0" * 64,
-            history=history,
+            history=History.of(history),
         )
         record = Record(cell=cell, result=result, provenance=made)
         write_record(self.bench.store, record)

@@ -77,6 +77,11 @@ def ended_by(error: BaseException, again: str = "run the same command again to g
     return StoreError.exit_code
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of a library says, in short; its kind where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def closest(word: object, allowed: Iterable[str]) -> str:
     """The tail of an error message: ` (did you mean 'selffer'? allowed: ...)`."""
     names = [str(name) for name in allowed]

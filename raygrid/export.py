@@ -6,6 +6,7 @@ The schemas below are the interface to `analysis` and to anybody's notebook; the
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -141,11 +142,7 @@ def results_table(plan: Plan, records: Mapping[str, Record], store: Store) -> pa
     """`results` of the cells that have records, in the plan's order."""
     recipes: dict[int, str] = {}
     rows = [row(plan, cell, record, store, recipes) for cell, record in _done(plan, records)]
-    return pa.table(_columns(rows, list(RESULTS)), RESULTS)
-
-
-def _columns(rows: list[dict[str, Any]], fields: list[pa.Field]) -> list[pa.Array]:
-    return pa.array(rows, pa.struct(fields)).flatten()
+    return pa.table(pa.array(rows, pa.struct(list(RESULTS))).flatten(), RESULTS)
 
 
 def history_table(plan: Plan, records: Mapping[str, Record]) -> pa.Table:
@@ -172,8 +169,10 @@ def _history(study: str, done: Sequence[tuple[Cell, Record]]) -> Iterator[pa.Tab
     """The rows of `history`, a thousand cells at a time: ten million rows as Python values would take gigabytes."""
     for start in range(0, len(done), 1000):
         part = done[start : start + 1000]
-        counts = [len(record.result.history) for _, record in part]
-        tests = [vars(test) for _, record in part for test in record.result.history]
-        cells = pa.array([cell.address for cell, _ in part]).take(np.repeat(np.arange(len(part)), counts))
-        values = _columns(tests, list(HISTORY)[2:])
-        yield pa.table([pa.array([study]).take(np.zeros(len(tests), np.int64)), cells, *values], HISTORY)
+        held = [record.result.history for _, record in part]
+        cells = pa.array([cell.address for cell, _ in part]).take(np.repeat(np.arange(len(part)), [*map(len, held)]))
+        columns = [
+            pa.array(list(chain.from_iterable(getattr(tests, field.name) for tests in held)), field.type)
+            for field in list(HISTORY)[2:]
+        ]
+        yield pa.table([pa.array([study]).take(np.zeros(len(cells), np.int64)), cells, *columns], HISTORY)

@@ -27,6 +27,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any, Protocol
 from urllib.parse import urlsplit
@@ -35,7 +36,7 @@ import psutil
 
 from raygrid.cell import Cell
 from raygrid.cost import DEVICES, Meter, kind_of, seconds
-from raygrid.errors import EnvironmentError_, RaygridError, StoreError, UserError
+from raygrid.errors import EnvironmentError_, RaygridError, StoreError, UserError, first_line
 from raygrid.plan import Agenda, Cohort, Plan, addresses
 from raygrid.prices import bootstrap, node_types
 from raygrid.record import Record, find_record
@@ -345,7 +346,7 @@ def connect() -> Cluster:
             memory = 128 * 2**20  # data reach trials as memory-mapped files
             ray.init(address="local", include_dashboard=False, object_store_memory=memory, **quiet)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        why = first_line(error)
         if address is None:
             raise EnvironmentError_(f"Ray cannot be started on this machine: {why}") from None
         raise EnvironmentError_(
@@ -727,19 +728,27 @@ def _nothing() -> None:
     """What Tune gets where it wants to pickle parts that stay in the driver: it never restores them."""
 
 
-def ray_map(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
-    """Results of a function over items, in order, on the cluster's CPUs; some items ahead, never all in memory."""
+def ray_map(function: Callable[[Any], Any], items: Iterable[Any], at_once: int | None = None) -> Iterator[Any]:
+    """Results of a function over items, as they come, from tasks of one CPU each: `at_once` of them, or two for every
+    CPU of the cluster, so that an autoscaler sees that some wait. A task whose machine is lost is tried again, three
+    times. Raises what the function raised, and EnvironmentError_ where Ray lost a task for good."""
     import ray
 
     remote = ray.remote(num_cpus=1, max_retries=3)(function)
-    ahead = max(2, int(2 * ray.cluster_resources().get("CPU", 1)))
-    running: list[Any] = []
-    for item in items:
-        running.append(remote.remote(item))
-        if len(running) >= ahead:
-            yield ray.get(running.pop(0))
-    for reference in running:
-        yield ray.get(reference)
+    most = at_once or max(2, int(2 * ray.cluster_resources().get("CPU", 1)))
+    waiting = iter(items)
+    running = [remote.remote(item) for item in islice(waiting, most)]
+    while running:
+        (ready,), running = ray.wait(running)
+        try:
+            yield ray.get(ready)
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from None
+        except ray.exceptions.RayError as error:
+            raise EnvironmentError_(
+                f"a task on Ray was lost four times ({first_line(error)}); run the same command again to go on"
+            ) from None
+        running += [remote.remote(item) for item in islice(waiting, 1)]
 
 
 # --- Ray jobs: a launch that runs on a cluster, asked for from elsewhere ----------------------------------------------

@@ -247,7 +247,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--licence", default="not stated", help="kept in the manifest")
     p.add_argument("--on-error", choices=("fail", "skip"), default="fail", help="unreadable images (default: fail)")
     p.add_argument("--max-skipped", type=int, default=100, metavar="N", help="most images to skip (default 100)")
-    p.add_argument("--workers", type=int, metavar="N", help="processes (default: one a core)")
+    p.add_argument("--workers", type=int, metavar="N", help="processes, or tasks on Ray (default: one a core)")
     p.add_argument("--ray", action="store_true", help="run on the Ray cluster of RAY_ADDRESS, which must see SRC")
     p.add_argument(
         "--shard-mb", type=float, default=SHARD_MB, help=f"size of a shard (default {SHARD_MB}); changes no number"
@@ -262,10 +262,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         if options.pop("ray"):
+            from functools import partial
+
             from raygrid.grid import connect, ray_map
 
             connect()
-            options["parallel_map"] = ray_map
+            options["parallel_map"] = partial(ray_map, at_once=options["workers"])
         dest = options["dest"] if "://" in options["dest"] else Path(options["dest"]).expanduser().absolute()
         manifest = ingest(options.pop("src"), options.pop("dest"), **options)
     except (RaygridError, OSError, KeyboardInterrupt) as error:

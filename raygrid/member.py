@@ -13,7 +13,7 @@ from raygrid.cell import Cell
 from raygrid.data.stream import Noise
 from raygrid.networks import Normalization, StagedNetwork
 from raygrid.optimize import Optimizer
-from raygrid.record import Evaluation, Result, Status
+from raygrid.record import Evaluation, History, Result, Status
 
 CHANCE = 0.99
 """a mean training loss of the last tenth at or above this fraction of the loss of guessing counts as diverged"""
@@ -118,6 +118,6 @@ def result(
         frozen_verified=verified,
         checkpoint=where,
         checkpoint_sha256=sha256,
-        history=tuple(member.history),
+        history=History.of(member.history),
         reason=reason,
     )

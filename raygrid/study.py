@@ -331,9 +331,21 @@ class Study(Frozen):
 
 _STUDY_KEYS = ("name", "question", "dataset", "network", *BLOCK_KEYS, "grid", "score", "execution")
 _SHORTHAND = {"dataset": "name", "network": "name"}
+MOST_VALUES = 1_000_000
+"""most values of a study, aliases written out: an alias of aliases makes a few lines as long as one likes"""
+
+
+def _values(document: Any, counted: dict[int, int]) -> int:
+    """How many values a document holds, aliases written out, without writing them out."""
+    if id(document) not in counted:
+        inner = document.values() if isinstance(document, dict) else document if isinstance(document, list) else ()
+        counted[id(document)] = 1 + sum(_values(value, counted) for value in inner)
+    return counted[id(document)]
 
 
 def _validate(raw: dict[str, Any]) -> Study:
+    if _values(raw, {}) > MOST_VALUES:
+        raise StudyError(f"with its aliases written out the file holds more than {MOST_VALUES:,} values")
     for key in raw:
         if key not in _STUDY_KEYS:
             raise StudyError(f"{key}: unknown key{closest(key, _STUDY_KEYS)}")

@@ -30,7 +30,7 @@ from raygrid import checkpoint, provenance
 from raygrid.cell import Cell, DatasetFacts, digest
 from raygrid.data.arrays import Arrays, open_arrays, statistics
 from raygrid.data.stream import Batch, Noise, Stream, TestSet
-from raygrid.errors import CellFailed, IntegrityError, RaygridError, StoreError
+from raygrid.errors import CellFailed, IntegrityError, RaygridError, StoreError, first_line
 from raygrid.member import Member, Trunk, metrics, result, verdict
 from raygrid.networks import StagedNetwork, inputs
 from raygrid.optimize import Optimizer, learning_rate
@@ -163,7 +163,7 @@ class _Loop:
             unfinished = [cell for cell in cells if cell.address not in self.outcomes]
             if len(unfinished) < 2:
                 for cell in unfinished:
-                    self._fail(cell, f"out of memory on {self.bench.device} ({_first_line(error)})")
+                    self._fail(cell, f"out of memory on {self.bench.device} ({first_line(error)})")
                 return self.outcomes
             left = {cell.address for cell in unfinished}
             self._save(m for m in members if m.cell.address in left and not m.finished and m is not self.stepping)
@@ -438,7 +438,7 @@ class _Loop:
             if _is_out_of_memory(error):
                 raise
             self.bench.trace(cell, traceback.format_exc())
-            self._fail(cell, f"{type(error).__name__}: {_first_line(error)}")
+            self._fail(cell, f"{type(error).__name__}: {first_line(error)}")
 
     @contextlib.contextmanager
     def _guard_all(self, members: Iterable[Member], what: str) -> Iterator[None]:
@@ -454,7 +454,7 @@ class _Loop:
             for member in members:
                 if member.cell.address not in self.outcomes:
                     self.bench.trace(member.cell, traceback.format_exc())
-                    self._fail(member.cell, f"{what}: {type(error).__name__}: {_first_line(error)}")
+                    self._fail(member.cell, f"{what}: {type(error).__name__}: {first_line(error)}")
 
 
 class _Rises:
@@ -548,7 +548,3 @@ def _is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
         isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
     )
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

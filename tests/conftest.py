@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,6 +30,19 @@ def pytest_configure(config: pytest.Config) -> None:
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     """The networks of TINY, trained once for the whole test session."""
     return make_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def ray_here() -> Iterator[Any]:
+    """One local Ray for a module, as raygrid starts it."""
+    from raygrid import grid
+
+    before = dict(os.environ)
+    cluster = grid.connect()
+    yield cluster
+    grid.disconnect()
+    for name in set(os.environ) - set(before):
+        del os.environ[name]
 
 
 @pytest.fixture

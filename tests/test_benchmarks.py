@@ -19,6 +19,7 @@ KEYS = {
     "frozen_sweep": {"speedup_over_skip", "speedup_over_peer", "ideal_over_skip", "eta", "same_bytes", "top1"},
     "grid_vs_peers": {"peers", "raygrid", "comparisons", "rungs", "top1", "sharing_ideal", "cells_of_peers"},
     "overhead": {"nothing"},
+    "fast_paths": {"paths", "cells"},
     "phases": {"bases", "retrain", "start_up_cpu_s"},
     "before": {"speedup", "same_bytes", "commit"},
     "analysis_scale": {"cells", "cpu_s", "peak_gb", "reading_records_cpu_s_of_all"},
@@ -44,6 +45,9 @@ def test_benchmark(name: str) -> None:
         assert figures["same_bytes"]
     elif name == "frozen_sweep":
         assert figures["same_bytes"] and figures["ideal_over_skip"] > 1.5
+    elif name == "fast_paths":
+        same = {way["name"]: way["same_bytes"] for way in figures["paths"]}
+        assert all(same[name] for name in ("chosen", "memory", "foreach"))
     elif name == "gpu":
         assert not figures["failed"] and figures["equality"]["largest_difference"] == 0
     elif name == "grid_vs_peers":

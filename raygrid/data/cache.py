@@ -14,12 +14,13 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
-from raygrid.data.manifest import MANIFEST, Manifest, read_manifest
+from raygrid.data.manifest import MANIFEST, Manifest, Shard, read_manifest
 from raygrid.data.shards import image_digests, open_npy, part_digest
 from raygrid.errors import DataError, EnvironmentError_, StoreError
 
@@ -103,26 +104,29 @@ def mark_verified(folder: Path, manifest: Manifest) -> None:
 
 def verify(folder: Path, manifest: Manifest) -> None:
     """Compare every file's form, every image and every label with the manifest's digests. Raises DataError."""
+
+    def read(shard: Shard) -> tuple[bytes, np.ndarray]:
+        """Digests of a shard's images, and its labels."""
+        for name, sha256 in ((shard.images, shard.images_sha256), (shard.labels, shard.labels_sha256)):
+            if not is_whole(folder / name, sha256):
+                found = "damaged" if (folder / name).is_file() else "missing"
+                raise DataError(f"data set in {folder}: {name} is {found}; delete the folder and make it again")
+        images = open_npy(folder / shard.images, shard.count, manifest.image_size)
+        return image_digests(images), np.asarray(open_npy(folder / shard.labels, shard.count, None))
+
     for part, expected, counts in (
         ("train", manifest.train_sha256, manifest.train),
         ("test", manifest.test_sha256, manifest.test),
     ):
-        digests: list[bytes] = []
-        labels: list[np.ndarray] = []
-        for shard in manifest.of(part):
-            for name, sha256 in ((shard.images, shard.images_sha256), (shard.labels, shard.labels_sha256)):
-                if not is_whole(folder / name, sha256):
-                    found = "damaged" if (folder / name).is_file() else "missing"
-                    raise DataError(f"data set in {folder}: {name} is {found}; delete the folder and make it again")
-            digests.append(image_digests(open_npy(folder / shard.images, shard.count, manifest.image_size)))
-            labels.append(np.asarray(open_npy(folder / shard.labels, shard.count, None)))
-        joined = np.concatenate(labels) if labels else np.empty(0, np.int32)
+        with ThreadPoolExecutor() as pool:  # hashing leaves Python's lock
+            shards = list(pool.map(read, manifest.of(part)))
+        joined = np.concatenate([np.empty(0, np.int16), *(labels for _, labels in shards)])
         if joined.size and not 0 <= joined.min() <= joined.max() < len(manifest.classes):
             raise DataError(
                 f"data set in {folder}: labels {joined.min()} to {joined.max()} for {len(manifest.classes)} classes"
             )
         found_counts = tuple(int(n) for n in np.bincount(joined, minlength=len(manifest.classes)))
-        if found_counts != counts or part_digest(joined, b"".join(digests)) != expected:
+        if found_counts != counts or part_digest(joined, b"".join(digests for digests, _ in shards)) != expected:
             raise DataError(
                 f"data set in {folder}: the {part} images are not those of its manifest; delete the folder and make "
                 "it again"

@@ -179,7 +179,7 @@ def run_status(record: Record) -> str:
 def history(record: Record) -> list[Point]:
     """The points that were logged while the cell was trained."""
     found = []
-    for e in record.result.history:
+    for e in record.result.history.tests():
         values = (e.train_loss, e.top1, e.top5, e.loss)
         found += points_at(e.step, dict(zip(LIVE, values, strict=True)))
     return found

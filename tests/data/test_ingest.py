@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from raygrid.data.arrays import open_arrays, open_folder, publish
 from raygrid.data.cache import verify
 from raygrid.data.known import facts, prepare
 from raygrid.data.manifest import read_manifest
-from raygrid.errors import DataError, EnvironmentError_
+from raygrid.errors import DataError, EnvironmentError_, StoreError
 from raygrid.ingest import ingest, main
 from raygrid.store import Store
 from raygrid.study import Dataset
@@ -218,6 +218,38 @@ def test_a_worker_that_dies(image_folder: Path, tmp_path: Path, monkeypatch: pyt
 
 def _die(item: int) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+# --- on Ray ----------------------------------------------------------------------------------------------------------
+
+
+def test_on_ray_it_is_the_same(image_folder: Path, tmp_path: Path, ray_here: Any) -> None:
+    from raygrid.grid import ray_map
+
+    plain = ingest(image_folder, tmp_path / "plain", size=24, **QUIET)
+    made = ingest(image_folder, tmp_path / "ray", size=24, shard_mb=0.05, progress=False, parallel_map=ray_map)
+    assert made.sha256 == plain.sha256 and len(made.shards) > 4
+    verify(tmp_path / "ray", made)
+
+
+@pytest.mark.fault("a worker of an ingest on Ray that fails, or dies again and again")
+def test_what_fails_on_ray_is_one_line(ray_here: Any, record_property: Callable[[str, object], None]) -> None:
+    from raygrid.grid import ray_map
+
+    def full(item: int) -> int:
+        if item == 3:
+            raise StoreError("the disk is full")
+        return item
+
+    def die(item: int) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.raises(StoreError, match=r"^the disk is full$"):
+        list(ray_map(full, range(5), at_once=1))
+    with pytest.raises(EnvironmentError_, match="run the same command again") as lost:
+        list(ray_map(die, [1]))
+    assert "\n" not in str(lost.value)
+    record_property("faults", 2)
 
 
 # --- places and sources ----------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import pickle
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -183,19 +183,6 @@ class Told:
         self.notes.append(text)
 
 
-@pytest.fixture(scope="module")
-def ray_here() -> Iterator[Any]:
-    """One local Ray for this module, as raygrid starts it."""
-    from raygrid import grid
-
-    before = dict(os.environ)
-    cluster = grid.connect()
-    yield cluster
-    grid.disconnect()
-    for name in set(os.environ) - set(before):
-        del os.environ[name]
-
-
 def hang(store: Store, retries: int, ray_here: Any, monkeypatch: pytest.MonkeyPatch, times: int) -> Told:
     """Run the second phase on Ray; the worker that trains is stopped (SIGSTOP) so many times."""
     from raygrid import grid
@@ -363,7 +350,9 @@ def test_the_check_takes_what_is_right(undisturbed: Store) -> None:
 
 
 @pytest.mark.fault("a record that is damaged, forged, or a pickle")
-@pytest.mark.parametrize("kind", ["digit", "another cell", "no seal", "pickle", "empty", "list", "path", "extra"])
+@pytest.mark.parametrize(
+    "kind", ["digit", "another cell", "no seal", "pickle", "empty", "list", "path", "extra", "test", "old"]
+)
 def test_a_damaged_record_is_named_and_never_believed(
     kind: str, undisturbed: Store, store: Store, tmp_path: Path, capsys: Any
 ) -> None:
@@ -385,12 +374,16 @@ def test_a_damaged_record_is_named_and_never_believed(
         text = b""
     elif kind == "list":
         text = b"[1, 2]"
-    elif kind in ("path", "extra"):
+    else:  # well sealed, and wrong
         del whole["sha256"]
         if kind == "path":
             whole["result"]["checkpoint_sha256"] = "../../../../tmp/x"
-        else:
+        elif kind == "extra":
             whole["surprise"] = 1
+        elif kind == "test":
+            whole["result"]["history"]["top1"].pop()
+        else:
+            whole["format"] = 1
         text = canonical({**whole, "sha256": digest(whole)}).encode()
     store.put(record_path(cell), text)
     with pytest.raises(IntegrityError):

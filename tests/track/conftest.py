@@ -18,7 +18,7 @@ import pytest
 
 from raygrid.cell import Cell, DatasetFacts, digest
 from raygrid.plan import Plan, plan
-from raygrid.record import Evaluation, Provenance, Record, Result, write_record
+from raygrid.record import Evaluation, History, Provenance, Record, Result, write_record
 from raygrid.store import Store
 from raygrid.study import Study
 from raygrid.track import Tracker
@@ -101,7 +101,7 @@ def make_record(cell: Cell, status: str = "ok") -> Record:
             frozen_verified=True if cell.frozen else None,
             checkpoint=f"cells/{cell.address}/checkpoint.safetensors" if sha else None,
             checkpoint_sha256=sha,
-            history=history,
+            history=History.of(history),
             reason=None if status == "ok" else "made up",
         ),
         provenance=Provenance(
