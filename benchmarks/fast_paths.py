@@ -60,10 +60,6 @@ def _optimizer(kind: type[Optimizer]) -> Callable[[], None]:
     return lambda: setattr(train, "Optimizer", kind)
 
 
-def _give_back() -> None:
-    setattr(train, "_keep_memory", lambda: None)  # noqa: B010
-
-
 @dataclass(frozen=True)
 class Way:
     """A way to train: keys of the study, or something in the process."""
@@ -77,7 +73,6 @@ CHOSEN = "as raygrid trains"
 WAYS = {
     "chosen": Way(CHOSEN),
     "contiguous": Way("without channels_last", ("recipe.numerics.memory_format=contiguous",)),
-    "memory": Way("without keeping freed memory", change=_give_back),
     "sgd": Way("with torch.optim.SGD as it comes", change=_optimizer(TorchSGD)),
     "foreach": Way("with torch.optim.SGD(foreach=True)", change=_optimizer(ForeachSGD)),
     "bfloat16": Way("with bfloat16 autocast", ("recipe.numerics.autocast=bfloat16",)),

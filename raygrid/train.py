@@ -9,7 +9,6 @@ trained alone, in any cohort, or resumed anywhere ends in the same bytes (law 2)
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import logging
 import math
 import time
@@ -17,7 +16,6 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Protocol
 
@@ -51,8 +49,6 @@ logger = logging.getLogger(__name__)
 
 FINITE_EVERY = 50
 """steps between looks at the losses; a look waits for the device"""
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-"""numbers of glibc's mallopt.h"""
 ALIVE_S = 60.0
 """seconds between two signs of life"""
 PROGRESS_S = 20.0
@@ -100,7 +96,6 @@ def train_cohort(cells: Sequence[Cell], bench: Bench) -> dict[str, str]:
     assert len(streams) == 1, f"cells of {len(streams)} streams in one cohort"
     torch.set_num_threads(cells[0].recipe.numerics.threads)
     torch.backends.cudnn.benchmark = bench.device.type == "cuda"  # shapes never change
-    _keep_memory()
     outcomes: dict[str, str] = {}
     leases = Leases(bench.store)
     since = time.monotonic()
@@ -529,18 +524,6 @@ def block(cell: Cell, why: str, store: Store, *, lasting: bool) -> Record | None
     record = Record(cell=cell, result=nothing, provenance=provenance.now(0.0, torch.device("cpu"), 0, 0))
     write_record(store, record)
     return record
-
-
-@cache
-def _keep_memory() -> None:
-    """Have the C library keep what is freed. Activations come and go with every layer; given back to the system and
-    asked for again, each page is cleared anew, a fifth of the time of a training on CPUs. Only where it is glibc."""
-    with contextlib.suppress(OSError, AttributeError):
-        library = ctypes.CDLL(None)
-        if hasattr(library, "gnu_get_libc_version"):
-            mapped = any(library.mallopt(_M_MMAP_THRESHOLD, size) for size in (2**30, 2**25))  # older ones: 32 MB
-            if mapped:
-                library.mallopt(_M_TRIM_THRESHOLD, 2**30)
 
 
 def _is_out_of_memory(error: Exception) -> bool:

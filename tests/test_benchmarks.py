@@ -47,7 +47,7 @@ def test_benchmark(name: str) -> None:
         assert figures["same_bytes"] and figures["ideal_over_skip"] > 1.5
     elif name == "fast_paths":
         same = {way["name"]: way["same_bytes"] for way in figures["paths"]}
-        assert all(same[name] for name in ("chosen", "memory", "foreach"))
+        assert all(same[name] for name in ("chosen", "sgd", "foreach"))
     elif name == "gpu":
         assert not figures["failed"] and figures["equality"]["largest_difference"] == 0
     elif name == "grid_vs_peers":
