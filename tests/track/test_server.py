@@ -24,7 +24,7 @@ from raygrid.store import Store
 from raygrid.track import Tracker, sync
 from raygrid.track import tracker as module
 from raygrid.track.__main__ import load, main
-from raygrid.track.server import plain_uri
+from raygrid.track.server import Server, plain_uri
 from tests.track.conftest import (
     STUDY,
     MlflowServer,
@@ -222,10 +222,13 @@ def test_a_slow_server(server: MlflowServer, store: Store, front: Callable[..., 
         train(tracker, store, cell)
     handed_over = len(proxy.calls) - before
     assert handed_over <= 2  # all of the grid's metrics were handed over before the server had answered one call
+    begun = time.monotonic()
     missed = tracker.close(7.0)
+    assert time.monotonic() - begun < 10
     assert 0 < missed.cells <= len(plan.cells)
-    assert not tracker._thread.is_alive() or tracker._thread.join(20) is None
     slow.clear()
+    tracker._thread.join(30)
+    assert not tracker._thread.is_alive()
     sync(plan, store, server.uri)
     assert_whole(server.uri, plan, store)
 
@@ -312,6 +315,8 @@ def test_a_network_takes_few_calls(server: MlflowServer, store: Store, front: Ca
 @pytest.mark.fault("every third answer of an MLflow server is lost")
 def test_lost_answers_make_no_second_run(server: MlflowServer, store: Store, front: Callable[..., Front]) -> None:
     """The server made the run and logged the batch, but its answer never came: every third call answers 502."""
+    from mlflow.entities import ViewType
+
     plan = make_plan("lost", layers="[1]", extra="targets: [B]\n")
     proxy = front(server.uri, lambda path, count: 0.0)
     tracker = Tracker(plan, store, proxy.uri)
@@ -326,6 +331,8 @@ def test_lost_answers_make_no_second_run(server: MlflowServer, store: Store, fro
     assert not tracker.close(60)
     assert_whole(server.uri, plan, store)
     assert {run.data.tags["raygrid.attempts"] for run in trials(server.uri, plan).values()} == {"1"}
+    deleted = Server(server.uri).call("search_runs", [tracker._experiment], run_view_type=ViewType.DELETED_ONLY)
+    assert not list(deleted), "runs that were made twice, and deleted later"
 
 
 @pytest.mark.fault("an MLflow server whose connection pool is choked (QueuePool)")
@@ -355,6 +362,7 @@ def test_a_choked_connection_pool_is_waited_out(
         (403, '{"error_code": "PERMISSION_DENIED", "message": "Permission denied"}', "Permission denied"),
         (403, "Invalid Host header - possible DNS rebinding attack detected", "Invalid Host header"),
     ],
+    ids=["no login", "no permission", "another host"],
 )
 def test_a_server_that_refuses(store: Store, front: Callable[..., Front], status: int, text: str, said: str) -> None:
     plan = make_plan("refused", layers="[1]")
@@ -363,7 +371,7 @@ def test_a_server_that_refuses(store: Store, front: Callable[..., Front], status
     tracker.start()
     train(tracker, store, plan.cells[0])
     trouble = wait(lambda: tracker.trouble)
-    assert said in trouble and "\n" not in trouble
+    assert "refuses" in trouble and said in trouble and "\n" not in trouble
     assert tracker.close(20).cells == 1
 
 
@@ -372,7 +380,8 @@ def test_a_page_that_is_no_mlflow(store: Store, front: Callable[..., Front]) -> 
     proxy = front("http://127.0.0.1:9", lambda path, count: (404, "<html>nginx</html>"))
     tracker = Tracker(make_plan("nowhere", layers="[1]"), store, proxy.uri)
     tracker.start()
-    assert "404" in wait(lambda: tracker.trouble)
+    trouble = wait(lambda: tracker.trouble)
+    assert "404" in trouble and "is this an MLflow server?" in trouble
     assert tracker.close(20)
 
 
