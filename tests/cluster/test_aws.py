@@ -45,6 +45,7 @@ def _answers(ec2: Ec2) -> bool:
     return True
 
 
+@pytest.mark.fault("a spot machine that is taken back")
 def test_from_an_empty_account_to_results_and_down_again(lab: Lab, ec2: Ec2, tmp_path: Path) -> None:
     study = lab.folder / "lab.yaml"
     study.write_text(STUDY)

@@ -45,6 +45,7 @@ def cluster_file(lab: Lab) -> Path:
     return file
 
 
+@pytest.mark.fault("a worker and the laptop that launched, both lost")
 def test_a_study_survives_the_loss_of_a_machine_and_of_the_laptop(lab: Lab, tmp_path: Path) -> None:
     study = lab.folder / "lab.yaml"
     study.write_text(STUDY)

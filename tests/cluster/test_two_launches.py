@@ -64,6 +64,7 @@ def check(trained: list[list[str]]) -> None:
     assert min(len(one) for one in trained) >= CELLS // 5, "one waited where it could have trained something else"
 
 
+@pytest.mark.fault("two launches of one study at once, in a folder")
 def test_in_a_folder(tmp_path: Path) -> None:
     check(twice(str(tmp_path / "store"), tmp_path, {}))
 
@@ -124,6 +125,7 @@ def free_ports(count: int) -> list[int]:
     raise AssertionError("no free ports")
 
 
+@pytest.mark.fault("two launches of one study at once, on S3")
 @pytest.mark.s3
 def test_on_s3(s3: dict[str, str], tmp_path: Path) -> None:
     check(twice("s3://grid/raygrid", tmp_path, s3))
