@@ -38,9 +38,9 @@ def _cosine(start: float, end: float, part: float) -> float:
 class Optimizer:
     """SGD with momentum over the parameters that learn: frozen ones are not in it at all, so nothing can move them.
 
-    With `sgd: torch` it gives the bits of torch.optim.SGD and clip_grad_norm_, at half their time for small networks.
-    With `sgd: caffe` it is Caffe's solver (sgd_solver.cpp): v <- m v + lr (g + wd w); w <- w - v. PyTorch keeps the
-    learning rate outside of v, so that after a drop of the rate the two differ for some 20 steps.
+    With `sgd: torch` it gives the bits of torch.optim.SGD and clip_grad_norm_, and takes as long. With `sgd: caffe` it
+    is Caffe's solver (sgd_solver.cpp): v <- m v + lr (g + wd w); w <- w - v. PyTorch keeps the learning rate outside
+    of v, so that after a drop of the rate the two differ for some 20 steps.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], recipe: Recipe):
