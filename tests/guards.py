@@ -945,7 +945,7 @@ def environment(copy: Path) -> dict[str, str]:
     return {**kept, **mine}
 
 
-def pytest(copy: Path, arguments: Sequence[str], seconds: float) -> tuple[int | None, str]:
+def run(copy: Path, arguments: Sequence[str], seconds: float) -> tuple[int | None, str]:
     """Run pytest in the copy; its exit code, None where it hangs, and what it said. Nothing of it is left."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
     with (copy.parent / "said").open("w+") as said:
@@ -974,7 +974,7 @@ def untouched(copy: Path, tests: Iterable[str]) -> dict[str, float]:
     """The tests that pass in the copy, with the seconds that each takes."""
     nodes = sorted(set(tests))
     answer = copy.parent / "answer.xml"
-    _, said = pytest(
+    _, said = run(
         copy, [f"--junitxml={answer}", "-o", "junit_family=xunit1", *(f"tests/{node}" for node in nodes)], 3600
     )
     if not answer.exists():
@@ -1005,7 +1005,7 @@ def without(copy: Path, guard: Guard, test: str, usual: float) -> tuple[str, str
     )
     file.write_text(whole.replace(guard.text, guard.instead))
     try:
-        code, said = pytest(copy, ["-x", f"tests/{test}"], PATIENCE_S + 2 * usual)
+        code, said = run(copy, ["-x", f"tests/{test}"], PATIENCE_S + 2 * usual)
     finally:
         file.write_text(whole)
     reasons = re.findall(r"^(?:FAILED|ERROR) .*? - (.*)$", said, re.M)
