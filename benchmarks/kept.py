@@ -142,7 +142,8 @@ def _analysis_scale(f: dict[str, Any]) -> list[Row]:
 
 
 def _ingest(f: dict[str, Any]) -> list[Row]:
-    what = f"{f['images']:,} JPEGs ingested, over {f['workers']} cores x one thread that only decodes"
+    killed = ", killed half way and resumed" if f["killed"] else ""
+    what = f"{f['images']:,} JPEGs ingested{killed}, over {f['workers']} cores x one thread that only decodes"
     return [(what, f"{f['of_cores_x_one_thread']:.2f}", f"{f['target']}")]
 
 
