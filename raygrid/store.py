@@ -35,15 +35,18 @@ LEASE_DEAD_S = 60.0
 """a lease whose text has not changed for so long, by the reader's monotonic clock, is dead"""
 LEASE_BEAT_S = 15.0
 RETRIES = {
-    "max_retries": 8,
+    "max_retries": 1000,
     "retry_timeout": timedelta(seconds=90),
     "backoff": {
         "init_backoff": timedelta(milliseconds=200),
         "max_backoff": timedelta(seconds=15),
-        "base": 2.0,
+        "base": 4.0,
     },
 }
-"""transient failures (5xx, slow-down, resets, time-outs): exponential backoff with jitter, 90 s in all"""
+"""transient failures (5xx, slow-down, resets, time-outs): for 90 s, with growing random waits. Time alone is the bound:
+a wait is drawn between the first and `base` times the last, so with base 2 waits hardly grow, and eight took 3 s"""
+HASTE_S = 5.0
+"""the same where nothing is lost yet (a store looked at, or tried before a launch): with AGAIN, half a minute"""
 SILENCE_S = 30.0
 """a request that sends and receives nothing for so long is given up and made again"""
 AGAIN = 4
@@ -73,7 +76,8 @@ def safe_path(path: str) -> str:
 class Store:
     """Objects by path under one URL. Cheap to make; pickles as its URL.
 
-    With `make=False` a folder that is not there is a UserError, for commands that only look.
+    With `make=False`, for commands that only look, a folder that is not there is a UserError, and a server that is away
+    is given up after half a minute.
     """
 
     def __init__(self, url: str, make: bool = True):
@@ -96,10 +100,11 @@ class Store:
                 }
                 if endpoint.startswith("http://"):
                     options["allow_http"] = True
+                retries = RETRIES if make else {**RETRIES, "retry_timeout": timedelta(seconds=HASTE_S)}
                 kwargs: dict[str, Any] = (
                     {}
                     if self.url.startswith("memory")
-                    else {"config": config, "client_options": options, "retry_config": RETRIES}
+                    else {"config": config, "client_options": options, "retry_config": retries}
                 )
                 self._objects = from_url(self.url, **kwargs)
         except (failures.BaseError, OSError, ValueError) as error:
@@ -242,7 +247,8 @@ class Store:
         """Write, read and remove a small object, so that a store that cannot serve is found before anything is paid
         for. Raises StoreError."""
         path = f"check/{socket.gethostname()}-{os.getpid()}"
-        self.put(path, b"raygrid")
+        hasty = self if self.url.startswith("memory") else Store(self.url, make=False)
+        hasty.put(path, b"raygrid")
         if self.get(path) != b"raygrid":
             raise StoreError(f"store {self.url}: what was written could not be read back")
         self._sweep(path)

@@ -46,7 +46,7 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same bounds, a hundred times shorter."""
-    backoff = {"init_backoff": timedelta(milliseconds=2), "max_backoff": timedelta(milliseconds=150), "base": 2.0}
+    backoff = {"init_backoff": timedelta(milliseconds=2), "max_backoff": timedelta(milliseconds=150), "base": 4.0}
     monkeypatch.setattr(
         stores, "RETRIES", {**stores.RETRIES, "retry_timeout": timedelta(seconds=3), "backoff": backoff}
     )
@@ -197,6 +197,16 @@ def test_a_read_only_bucket_is_found_before_anything_is_trained(
     said = capsys.readouterr().err
     assert "AccessDenied" in said and len(said.strip().splitlines()) == 1, said
     assert not any("/cells/" in path for _, path, _ in proxy.seen)
+
+
+@pytest.mark.fault("an S3 server that is away for most of the bound")
+@pytest.mark.parametrize("kind", ["503 slow down", "reset before"])
+def test_an_outage_within_the_bound_is_waited_for(kind: str, proxy: Proxy, bucket: str) -> None:
+    store = Store(bucket)
+    store.put("a", b"x")
+    until = time.monotonic() + 2.0
+    proxy.rule = lambda request: kind if time.monotonic() < until else None
+    assert store.get("a") == b"x" and time.monotonic() >= until
 
 
 @pytest.mark.fault("an S3 server that is not there")
