@@ -69,7 +69,7 @@ def text(figures: Mapping[str, float]) -> str:
 
 def agreement(found: Sequence[float], ours: Sequence[float]) -> dict[str, Any]:
     """Accuracies of one way of training beside raygrid's of the same cells. `same`: the mean difference is within one
-    point or three standard errors; a peer that learns less, or more, is no peer."""
+    point or two standard errors; a peer that learns less, or more, is no peer."""
     differences = [a - b for a, b in zip(found, ours, strict=True)]
     count, mean = len(differences), sum(differences) / len(differences)
     error = (sum((d - mean) ** 2 for d in differences) / max(1, count - 1) / count) ** 0.5
@@ -78,7 +78,7 @@ def agreement(found: Sequence[float], ours: Sequence[float]) -> dict[str, Any]:
         "mean": round(sum(found) / count, 4),
         "minus_raygrid": round(mean, 4),
         "standard_error": round(error, 4),
-        "same": abs(mean) <= max(0.01, 3 * error),
+        "same": abs(mean) <= max(0.01, 2 * error),
     }
 
 

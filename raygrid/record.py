@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from raygrid.cell import Cell, canonical
-from raygrid.errors import AlreadyExists, IntegrityError, StoreError
+from raygrid.errors import AlreadyExists, IntegrityError, StoreError, first_line
 from raygrid.store import Store
 from raygrid.study import Frozen
 
@@ -187,7 +187,7 @@ def read_record(data: bytes, where: str, cell: Cell | None = None) -> Record:
             raise ValueError(f"it is the record of another cell, {record.cell.address}")
     except ValueError as error:
         raise IntegrityError(
-            f"store: {where} is not a record that this version reads ({str(error).splitlines()[0]}); move it away"
+            f"store: {where} is not a record that this version reads ({first_line(error)}); move it away"
         ) from None
     return record
 

@@ -44,7 +44,7 @@ RETRIES = {
     },
 }
 """transient failures (5xx, slow-down, resets, time-outs): for 90 s, with growing random waits. Time alone is the bound:
-a wait is drawn between the first and `base` times the last, so with base 2 waits hardly grow, and eight took 3 s"""
+a wait is drawn between the first and `base` times the last, so with base 2 waits hardly grow and are soon over"""
 HASTE_S = 5.0
 """the same where nothing is lost yet (a store looked at, or tried before a launch): with AGAIN, half a minute"""
 SILENCE_S = 30.0
