@@ -140,8 +140,12 @@ def _done(plan: Plan, records: Mapping[str, Record]) -> list[tuple[Cell, Record]
 
 def results_table(plan: Plan, records: Mapping[str, Record], store: Store) -> pa.Table:
     """`results` of the cells that have records, in the plan's order."""
+    return _results(plan, _done(plan, records), store)
+
+
+def _results(plan: Plan, done: Sequence[tuple[Cell, Record]], store: Store) -> pa.Table:
     recipes: dict[int, str] = {}
-    rows = [row(plan, cell, record, store, recipes) for cell, record in _done(plan, records)]
+    rows = [row(plan, cell, record, store, recipes) for cell, record in done]
     return pa.table(pa.array(rows, pa.struct(list(RESULTS))).flatten(), RESULTS)
 
 
@@ -154,11 +158,13 @@ def export(plan: Plan, records: Mapping[str, Record], store: Store, folder: Path
     """Write `results.parquet` and `history.parquet`; returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = folder / "results.parquet", folder / "history.parquet"
-    tables = [results_table(plan, records, store)], _history(plan.study.name, _done(plan, records))
+    done = _done(plan, records)
+    tables = [_results(plan, done, store)], _history(plan.study.name, done)
     for path, schema, parts in zip(paths, (RESULTS, HISTORY), tables, strict=True):
         temporary = path.with_suffix(".part")
         repeated = [name for name in schema.names if "loss" not in name]  # a dictionary of losses would save nothing
-        with pq.ParquetWriter(temporary, schema, use_dictionary=repeated) as file:
+        searched = [name for name in ("study", "cell", "n", "treatment", "step") if name in schema.names]
+        with pq.ParquetWriter(temporary, schema, use_dictionary=repeated, write_statistics=searched) as file:
             for part in parts:
                 file.write_table(part)
         temporary.replace(path)
@@ -172,7 +178,14 @@ def _history(study: str, done: Sequence[tuple[Cell, Record]]) -> Iterator[pa.Tab
         held = [record.result.history for _, record in part]
         cells = pa.array([cell.address for cell, _ in part]).take(np.repeat(np.arange(len(part)), [*map(len, held)]))
         columns = [
-            pa.array(list(chain.from_iterable(getattr(tests, field.name) for tests in held)), field.type)
-            for field in list(HISTORY)[2:]
+            _column(field, [getattr(tests, field.name) for tests in held], len(cells)) for field in list(HISTORY)[2:]
         ]
         yield pa.table([pa.array([study]).take(np.zeros(len(cells), np.int64)), cells, *columns], HISTORY)
+
+
+def _column(field: pa.Field, values: Sequence[Sequence[Any]], count: int) -> pa.Array:
+    """All networks' values of a column, joined."""
+    joined = chain.from_iterable(values)
+    if field.nullable:
+        return pa.array(list(joined), field.type)
+    return pa.array(np.fromiter(joined, field.type.to_pandas_dtype(), count))  # twice as fast, and has no null

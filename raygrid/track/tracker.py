@@ -228,9 +228,9 @@ class Tracker:
             if not self._points and not self._todo and self._closing is None:
                 self._lock.wait(FIGURES_S)
             training = next(iter(self._points), None)
-            finished = next(iter(self._todo), None)
+            finished = training if training in self._todo else next(iter(self._todo), None)
             closing = self._closing is not None
-        if training:
+        if training and training != finished:
             self._train(self.plan.by_address[training])
         elif finished:
             self._finish(self.plan.by_address[finished])
@@ -354,8 +354,9 @@ class Tracker:
 
     # --- runs ----------------------------------------------------------------------------------------------
 
-    def _run(self, cell: Cell, record: Record | None) -> _Run:
-        """The one run of a cell, made if there is none, opened again if training goes on in it."""
+    def _run(self, cell: Cell, record: Record | None, trained: bool) -> _Run:
+        """The one run of a cell, made if there is none; opened again, and another attempt counted, if it was `trained`
+        further in this launch."""
         held = self._open.get(cell.address)
         if held is not None:
             return held
@@ -371,7 +372,7 @@ class Tracker:
             closed = show.RECORD in run.data.tags and run.info.status != "RUNNING"
             described = bool(run.data.params)
             held = _Run(run, self.server.known_steps(run), described, described, closed=closed)
-            if record is None and not closed:
+            if trained and not closed:
                 if run.info.status != "RUNNING":
                     self.server.set_status(run, "RUNNING")
                 if held.described:
@@ -413,7 +414,7 @@ class Tracker:
             points = list(self._points[cell.address])
 
         def action() -> None:
-            held = self._run(cell, None)
+            held = self._run(cell, None, True)
             fresh = held.fresh(points)
             if not held.closed and (fresh or not held.described):
                 self.server.log(held.run, fresh, self._describe_run(cell, held))
@@ -454,7 +455,7 @@ class Tracker:
             self._todo.pop(cell.address, None)
 
     def _project(self, cell: Cell, record: Record, live: list[show.Point]) -> None:
-        held = self._run(cell, record)
+        held = self._run(cell, record, bool(live))
         if held.closed:
             return
         if not held.recorded:
