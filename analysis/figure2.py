@@ -1,43 +1,79 @@
 """Figure 2 of the paper: accuracy against the layer at which the network is cut. Top: every network. Bottom: means.
 
 After Yosinski et al. 2014, Figure 2. Points are networks; lines join means over splits (or over seeds, with one
-split) and start at the mean base. The shaded areas carry the paper's explanations, each only where this study shows
-it: where its paired difference on the same tasks exceeds 0.5 points at some n. Raw means compare different tasks
-where a treatment does not cover all of them; the counts under the axis show it, and the paired figure mends it.
+split) and start at the mean base. The paper's explanations of the shaded areas are printed only where the verdict on
+their claim is `supported`; the authors' own logs keep all of them, as in the paper, and the caption says what these
+logs decide. Raw means compare different tasks where a treatment does not cover all of them; the counts under the axis
+show it, and the paired figure mends it.
 
 Beyond the paper: scratch and base-long at n = 0, t intervals from 3 units up, crosses on diverged networks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from analysis import placing, style
+from analysis import placing, reference, style
 from analysis.contrasts import contrast
 from analysis.scope import Scope
 from analysis.units import Estimate
-from analysis.vocabulary import CURVES, LABELS, SHORT, WITHOUT_N
+from analysis.vocabulary import CURVES, LABELS, SHORT, WITHOUT_N, layers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from analysis.verdicts import Judged
 
 OFFSETS = {"selffer": -0.25, "selffer+": -0.09, "transfer": 0.09, "transfer+": 0.27, "scratch": 0.16, "base-long": 0.32}
 DODGE = {"selffer": -0.05, "selffer+": -0.02, "transfer": 0.02, "transfer+": 0.05}
 """whiskers stand side by side; lines and markers at n itself"""
 PAPER_POINTS = (0.52, 0.66)
 PAPER_LINES = (0.54, 0.655)
-VISIBLE = 0.005
-"""a shaded explanation needs a paired difference of at least this much (a fraction)"""
-TEXTS = {
-    2: "Performance drops due to fragile co-adaptation",
-    3: "Fine-tuning recovers co-adapted interactions",
-    4: "Performance drops due to representation specificity",
-    5: "Transfer + fine-tuning improves generalization",
+
+
+class Explanation(NamedTuple):
+    """A sentence that the paper writes into its figure."""
+
+    text: str
+    claim: str
+    """key in claims.py: the sentence stands where this claim is supported"""
+    effect: Mapping[str, float]
+    """its number stands at the n where this is largest"""
+    layers: str
+    """group of n, see vocabulary.layers"""
+
+
+EXPLANATIONS = {
+    2: Explanation(
+        "Performance drops due to fragile co-adaptation",
+        "co-adaptation in the middle",
+        {"reference": 1, "selffer": -1},
+        "middle",
+    ),
+    3: Explanation(
+        "Fine-tuning recovers co-adapted interactions",
+        "fine-tuning recovers co-adaptation",
+        {"selffer+": 1, "selffer": -1},
+        "middle",
+    ),
+    4: Explanation(
+        "Performance drops due to representation specificity",
+        "upper layers are specific",
+        {"selffer": 1, "transfer": -1},
+        "upper",
+    ),
+    5: Explanation(
+        "Transfer + fine-tuning improves generalization",
+        "transfer + fine-tuning improves generalisation",
+        {"transfer+": 1, "reference": -1},
+        "all",
+    ),
 }
+"""the paper's numbers: items of its section 4.1"""
 X_LABEL = "Layer n at which network is chopped and retrained"
 
 
@@ -59,13 +95,21 @@ def reason_against(scope: Scope) -> str:
 
 
 @style.styled
-def draw(scope: Scope, depth: int, published: Scope | None = None) -> Figure:
-    """Both panels, 15 x 8 inches each, as in the paper."""
+def draw(
+    scope: Scope, depth: int, judged: Sequence[Judged], published: Scope | None = None, notes: Sequence[str] = ()
+) -> Figure:
+    """Both panels, 15 x 8 inches each, as in the paper; `notes` stand in the caption."""
     fig = style.figure(15, 17.5)
     grid = fig.add_gridspec(2, 1, hspace=0.12)
     found = lines(scope)
     _points(fig.add_subplot(grid[0]), scope, depth, found)
-    _lines(fig.add_subplot(grid[1]), scope, depth, found, lines(published) if published else None)
+    ax = fig.add_subplot(grid[1])
+    _lines(ax, scope, depth, found, lines(published) if published else None)
+    _explain(ax, found, explained(judged, scope, depth), depth)
+    _label_ends(ax, found, depth)
+    base, rows = found.get("base", {}).get(0), [(SHORT[t], found[t]) for t in (*WITHOUT_N, *CURVES) if t in found]
+    style.count_rows(ax, rows, f"{'seeds' if base and base.conditional else 'splits'} (networks)")
+    _caption(ax, scope, found, [*_whose(scope, judged), *notes])
     return fig
 
 
@@ -105,9 +149,8 @@ def _lines(
     found: Mapping[str, Mapping[int, Estimate]],
     published: Mapping[str, Mapping[int, Estimate]] | None,
 ) -> None:
-    base = found.get("base", {}).get(0)
-    curves = {t: from_base(found[t], base) for t in CURVES if t in found}
-    _shade(ax, curves, base)
+    base, curves = found.get("base", {}).get(0), _curves(found)
+    shade(ax, curves, base.mean if base else None)
     if base:
         ax.plot([-0.2, depth - 1], [base.mean] * 2, color="black", lw=2, ls=style.MARKS["base"].line, zorder=2)
     for treatment, means in curves.items():
@@ -130,17 +173,33 @@ def _lines(
     ax.set_ylim(low, high)
     ax.set_ylabel("Top-1 accuracy (higher is better)")
     ax.set_xlabel(X_LABEL)
-    _explain(ax, scope, curves, base, depth)
-    ends = [(float(max(m)), m[max(m)].mean, SHORT[t], "black") for t, m in curves.items() if m]
-    ends += [(float(depth - 1), base.mean, "baseB", "black")] if base else []
-    style.end_labels(ax, [(max(e[0] for e in ends), *e[1:]) for e in ends])
-    rows = [(SHORT[t], found[t]) for t in (*WITHOUT_N, *CURVES) if t in found]
-    kind = "seeds" if base and base.conditional else "splits"
-    style.count_rows(ax, rows, f"{kind} (networks)")
-    _caption(ax, scope, found, len(rows))
 
 
-def _caption(ax: Axes, scope: Scope, found: Mapping[str, Mapping[int, Estimate]], rows: int) -> None:
+def _curves(found: Mapping[str, Mapping[int, Estimate]]) -> dict[str, dict[int, Estimate]]:
+    base = found.get("base", {}).get(0)
+    return {t: from_base(found[t], base) for t in CURVES if t in found}
+
+
+def _label_ends(ax: Axes, found: Mapping[str, Mapping[int, Estimate]], depth: int) -> None:
+    ends = [(m[max(m)].mean, SHORT[t]) for t, m in _curves(found).items()]
+    ends += [(found["base"][0].mean, SHORT["base"])] if "base" in found else []
+    style.end_labels(ax, [(float(depth - 1), y, name, "black") for y, name in ends])
+
+
+def _whose(scope: Scope, judged: Sequence[Judged]) -> list[str]:
+    """Of the authors' own logs: that the labels are the paper's, and which of them these logs do not decide."""
+    if not _authors(scope):
+        return []
+    said = {v.claim.key: v.verdict for v in judged}
+    words = [f"{number} {said.get(e.claim, 'not judged')}" for number, e in EXPLANATIONS.items()]
+    return [f"The labels are the paper's own, whatever these logs decide (verdicts: {', '.join(words)})."]
+
+
+def _authors(scope: Scope) -> bool:
+    return set(scope.frame["study"]) == {reference.STUDY}
+
+
+def _caption(ax: Axes, scope: Scope, found: Mapping[str, Mapping[int, Estimate]], notes: Sequence[str]) -> None:
     conditional = any(e.conditional for m in found.values() for e in m.values())
     said = [f"Means over {scope.title}; whiskers: 95 % Student-t interval of the mean, from 3 units up."]
     if conditional:
@@ -153,7 +212,7 @@ def _caption(ax: Axes, scope: Scope, found: Mapping[str, Mapping[int, Estimate]]
         said.append(f"Treatments cover different tasks ({covered}): compare them in the paired figure.")
     if any(e.diverged for m in found.values() for e in m.values()):
         said.append("× = diverged networks, included and marked.")
-    style.caption(ax, said, -0.155 - 0.042 * (rows + 0.6))
+    style.caption(ax, [*said, *notes], -0.155 - 0.042 * (len(found) + 0.6))
 
 
 def from_base(means: Mapping[int, Estimate], base: Estimate | None) -> dict[int, Estimate]:
@@ -166,61 +225,44 @@ def _bare(base: Estimate) -> Estimate:
     return Estimate((base.mean,), ("start",), base.kind, base.conditional, base.tasks, base.cells)
 
 
-def _shade(ax: Axes, curves: Mapping[str, Mapping[int, Estimate]], base: Estimate | None) -> None:
+def shade(ax: Axes, curves: Mapping[str, Mapping[int, Estimate]], base: float | None, scale: float = 1.0) -> None:
+    """The paper's areas: what AnB+ gains, what BnB loses, what AnB loses beyond it."""
+
     def fill(upper: Mapping[int, float], lower: Mapping[int, float], color: str) -> None:
         xs = sorted(set(upper) & set(lower))
         ax.fill_between(xs, [lower[x] for x in xs], [upper[x] for x in xs], color=color, lw=0, zorder=1)
 
-    means = {t: {n: e.mean for n, e in style.joined(m).items()} for t, m in curves.items()}
-    if base and "transfer+" in means:
-        fill(means["transfer+"], dict.fromkeys(means["transfer+"], base.mean), "#ffeeee")
-    if base and "selffer" in means:
-        fill(dict.fromkeys(means["selffer"], base.mean), means["selffer"], "#eeeeff")
+    means = {t: {n: scale * e.mean for n, e in style.joined(m).items()} for t, m in curves.items()}
+    if base is not None and "transfer+" in means:
+        fill(means["transfer+"], dict.fromkeys(means["transfer+"], base), "#ffeeee")
+    if base is not None and "selffer" in means:
+        fill(dict.fromkeys(means["selffer"], base), means["selffer"], "#eeeeff")
     if "selffer" in means and "transfer" in means:
         fill(means["selffer"], means["transfer"], "#ffcccc")
 
 
-def shown_explanations(scope: Scope) -> dict[int, int]:
-    """Which of the paper's explanations hold here, and the n at which each is largest.
-
-    A paired mean of at least 0.5 points; where there are 3 units, its interval must also exclude zero.
-    """
-    parts = {
-        2: {"reference": 1.0, "selffer": -1.0},
-        4: {"selffer": 1.0, "transfer": -1.0},
-        5: {"transfer+": 1.0, "reference": -1.0},
-    }
+def explained(judged: Sequence[Judged], scope: Scope, depth: int) -> dict[int, int]:
+    """The explanations to print, each with the n at which its effect is largest: those whose claim is supported, and
+    all on the authors' own logs."""
+    supported = {v.claim.key for v in judged if v.verdict == "supported"}
     shown: dict[int, int] = {}
-    for number, weights in parts.items():
-        found = contrast(scope, weights)
-        if not found.identified:
-            continue
-        sizes = style.joined({n: found.at([n]) for n in found.layers})
-        best = max(sizes, key=lambda n: sizes[n].mean)
-        surely = sizes[best].interval
-        if sizes[best].mean >= VISIBLE and (surely is None or surely[0] > 0):
-            shown[number] = best
-    recovery = contrast(scope, {"selffer+": 1.0, "selffer": -1.0})
-    if 2 in shown and recovery.identified and recovery.at([shown[2]]).units and recovery.at([shown[2]]).mean >= VISIBLE:
-        shown[3] = shown[2]
-    return dict(sorted(shown.items()))
+    for number, explanation in EXPLANATIONS.items():
+        found = contrast(scope, explanation.effect)
+        at = layers(explanation.layers, depth, found.layers)
+        if at and (explanation.claim in supported or _authors(scope)):
+            sizes = style.joined({n: found.at([n]) for n in at})
+            shown[number] = max(sizes, key=lambda n: sizes[n].mean)
+    return shown
 
 
-def _explain(
-    ax: Axes,
-    scope: Scope,
-    curves: Mapping[str, Mapping[int, Estimate]],
-    base: Estimate | None,
-    depth: int,
-) -> None:
+def _explain(ax: Axes, found: Mapping[str, Mapping[int, Estimate]], shown: Mapping[int, int], depth: int) -> None:
     """The paper's explanations as a list where nothing is, and their numbers in the areas that they speak of."""
-    shown = shown_explanations(scope)
-    taken = [placing.text(ax, [f"{number}: {TEXTS[number]}" for number in shown], 15)] if shown else []
+    taken = [placing.text(ax, [f"{number}: {EXPLANATIONS[number].text}" for number in shown], 15)] if shown else []
     handles, labels = ax.get_legend_handles_labels()
     if handles:
         taken.append(placing.legend(ax, handles, labels, taken, fontsize=12).get_window_extent())
-    level = dict.fromkeys((0, depth - 1), base.mean) if base else {}
-    means = {t: {n: e.mean for n, e in style.joined(m).items()} for t, m in curves.items()}
+    level = dict.fromkeys((0, depth - 1), found["base"][0].mean) if "base" in found else {}
+    means = {t: {n: e.mean for n, e in style.joined(m).items()} for t, m in _curves(found).items()}
     sides = {
         2: (level, means.get("selffer", {})),
         3: (means.get("selffer+", {}), means.get("selffer+", {})),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from analysis.results import Results
     from analysis.summary import Summary
     from analysis.tables import Table
+    from analysis.verdicts import Judged
 
 
 def write(source: Path, out: Path | None, overlay: str | None) -> analysis.Written:
@@ -41,7 +42,7 @@ def write(source: Path, out: Path | None, overlay: str | None) -> analysis.Writt
     for form in tables.FORMS:
         (out / f"preserved.{form}").unlink(missing_ok=True)
     kept = None if preserved.reason_against(results) is None else preserved.table(results)
-    paths, skipped, pictures = _figures(results, published, published if overlay else None, page, kept, out)
+    paths, skipped, pictures = _figures(results, published, published if overlay else None, judged, page, kept, out)
     ones = table1.tables(scope, results.depth)
     parts = decomposition.table(populations(results))
     paths += tables.save(ones, out, "table1")
@@ -72,7 +73,13 @@ def write(source: Path, out: Path | None, overlay: str | None) -> analysis.Writt
 
 
 def _figures(
-    results: Results, published: Results, overlay: Results | None, page: Summary, kept: Table | None, out: Path
+    results: Results,
+    published: Results,
+    overlay: Results | None,
+    judged: Sequence[Judged],
+    page: Summary,
+    kept: Table | None,
+    out: Path,
 ) -> tuple[list[Path], list[str], dict[str, Picture]]:
     """Draw what can be drawn; the paths, the reasons for what cannot, and the pictures of the report."""
     from analysis import comparison, figure2, figure2_paired, figure3, preserved, report, style, supplement
@@ -83,10 +90,10 @@ def _figures(
     drawings: dict[str, tuple[str | None, Callable[[], Figure], str, str, str]] = {
         "figure2": (
             figure2.reason_against(scope),
-            lambda: figure2.draw(scope, depth, theirs),
+            lambda: figure2.draw(scope, depth, judged, theirs),
             "Figure 2",
             f"Top-1 accuracy against the number of copied layers n. Mean per cent (units) from n = 0 up: {numbers}",
-            "Top: every network. Bottom: means, with the explanations of the paper that hold here.",
+            "Top: every network. Bottom: means, with those of the paper's explanations whose claim is supported here.",
         ),
         "figure2_paired": (
             figure2_paired.reason_against(scope),

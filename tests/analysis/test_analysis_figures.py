@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,9 @@ import pandas as pd
 import pytest
 
 import analysis
-from analysis import figure2, placing, preserved, reference, style, supplement
+from analysis import figure2, placing, preserved, reference, style, supplement, verdicts
 from analysis import scope as scopes
-from analysis.results import Results, read
+from analysis.results import Results, check, read
 
 
 def drops_first(treatment: str, n: int, split: str) -> float:
@@ -34,6 +35,7 @@ STUDIES: dict[str, dict[str, Any]] = {
     "everywhere": {"splits": (0, 1, 2, 3, 4), "layers": (1, 2, 3), "depth": 4, "effect": everywhere, "noise": 0.2},
     "paper-like": {"splits": (0, 1, 2), "seeds": (0, 1)},
 }
+EVERY = ("base", "scratch", "base-long", *made_up.COPYING)
 
 
 @pytest.fixture(scope="module", params=["authors", *STUDIES])
@@ -59,7 +61,8 @@ def written_on(fig: Any) -> Iterator[tuple[str, Any]]:
 @pytest.mark.parametrize("overlay", [False, True], ids=["alone", "with-published"])
 def test_nothing_stands_over_data_in_figure2(study: Results, authors: Results, overlay: bool) -> None:
     """The picture without legend, list and numbers has no marker, line or whisker where they stood."""
-    fig = figure2.draw(scopes.main(study), study.depth, scopes.main(authors) if overlay else None)
+    judged = verdicts.judge(study)
+    fig = figure2.draw(scopes.main(study), study.depth, judged, scopes.main(authors) if overlay else None)
     fig.canvas.draw()
     found = [(what, a, a.get_window_extent() if what != "number" else circle(a)) for what, a in written_on(fig)]
     assert found[0][0] == "legend"
@@ -81,16 +84,53 @@ def circle(number: Any) -> Any:
 def test_a_legend_without_a_free_corner_stands_above_the_frame(tmp_path: Path) -> None:
     """In the middle of the data it would hide some."""
     results = read(made_up.folder(tmp_path, made_up.study(**STUDIES["everywhere"])))
-    ax = figure2.draw(scopes.main(results), results.depth).axes[0]
+    ax = figure2.draw(scopes.main(results), results.depth, []).axes[0]
     assert ax.get_legend().get_window_extent().y0 >= ax.get_window_extent().y1
 
 
+def numbers(fig: Any) -> list[int]:
+    return sorted(int(t.get_text()) for what, t in written_on(fig) if what == "number")
+
+
 def test_every_explanation_that_is_listed_has_its_number_in_the_picture(authors: Results) -> None:
-    ax = figure2.draw(scopes.main(authors), 8).axes[1]
-    shown = figure2.shown_explanations(scopes.main(authors))
-    assert sorted(shown) == [2, 3, 4, 5]
-    assert sorted(t.get_text() for what, t in written_on(ax.figure) if what == "number") == ["2", "3", "4", "5"]
-    assert len(placing.strokes(ax)) > 1000
+    """On the authors' logs: those of the paper, called so, with what these logs decide."""
+    judged = verdicts.judge(authors)
+    fig = figure2.draw(scopes.main(authors), 8, judged)
+    assert numbers(fig) == [2, 3, 4, 5]
+    said = " ".join(" ".join(t.get_text().split()) for t in fig.axes[1].texts)
+    assert "The labels are the paper's own, whatever these logs decide" in said
+    assert "2 supported, 3 not decided, 4 supported, 5 not decided" in said
+    assert len(placing.strokes(fig.axes[1])) > 1000
+
+
+def test_an_explanation_stands_where_its_claim_is_supported_and_nowhere_else(tmp_path: Path) -> None:
+    """Whatever the lines look like: the verdict decides."""
+    results = read(made_up.folder(tmp_path, made_up.study(splits=range(5), treatments=EVERY)))
+    scope, judged = scopes.main(results), verdicts.judge(results)
+    keys = {v.claim.key for v in judged}
+    for number, explanation in figure2.EXPLANATIONS.items():
+        assert explanation.claim in keys
+        for verdict in ("supported", "contradicted", "not decided"):
+            said = [replace(v, verdict=verdict if v.claim.key == explanation.claim else "not decided") for v in judged]
+            assert list(figure2.explained(said, scope, 8)) == ([number] if verdict == "supported" else [])
+    assert figure2.explained(judged, scope, 8)[2] in (4, 5), "where the made-up dip is"
+    assert numbers(figure2.draw(scope, 8, judged)) == sorted(figure2.explained(judged, scope, 8))
+    assert not numbers(figure2.draw(scope, 8, []))
+
+
+def test_studies_without_any_effect_are_not_explained() -> None:
+    """In at most a few per cent of them, by chance; never with fewer units than an interval needs."""
+
+    def explains(generator: int, **shape: Any) -> bool:
+        rows = made_up.study(**shape, treatments=EVERY, effect=made_up.nothing, noise=0.01, generator=generator)
+        frame, score, _ = check(rows, "made-up")
+        results = Results(frame, score, Path("made-up"), 8)
+        return bool(figure2.explained(verdicts.judge(results), scopes.main(results), 8))
+
+    some = ({"splits": range(3)}, {"splits": range(8)}, {"splits": (0,), "seeds": range(4)})
+    assert sum(explains(g, **shape) for shape in some for g in range(40)) <= 6
+    few = ({"splits": range(2)}, {"splits": (0,), "seeds": (0, 1)})
+    assert not any(explains(g, **shape) for shape in few for g in range(20))
 
 
 def fewer_images(counts: Sequence[int], **where: Any) -> pd.DataFrame:

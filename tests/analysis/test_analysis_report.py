@@ -74,7 +74,7 @@ def test_figures_are_the_same_bytes_twice(demo: analysis.Written, tmp_path: Path
     results = read(demo.out.parent)
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
-        style.save(figure2.draw(scope.main(results), results.depth), tmp_path / folder, "figure2")
+        style.save(figure2.draw(scope.main(results), results.depth, []), tmp_path / folder, "figure2")
     for kind in ("svg", "png"):
         assert (tmp_path / "a" / f"figure2.{kind}").read_bytes() == (tmp_path / "b" / f"figure2.{kind}").read_bytes()
     assert "<dc:date>" not in (tmp_path / "a" / "figure2.svg").read_text()
