@@ -65,15 +65,35 @@ class Contrast:
         return self.values[np.isfinite(self.values)]
 
     def covered(self, layers: Sequence[int]) -> tuple[int, ...]:
-        """The n to average: those with 3 units or more, if there are any. Units that average different n would differ
-        for that reason alone."""
-        present = self.layers
-        have = tuple(n for n in layers if n in present)
-        full = tuple(n for n in have if self.at([n]).units >= FEWEST)
-        return full or have
+        """The n to average together: of those that enough units have, the choice with most units x n. Units that
+        average different n would differ for that reason alone, so `over` takes units that have them all."""
+        sizes = {n: self.splits(self.at([n])) for n in layers if n in self.layers}
+        choices = [tuple(n for n in sizes if sizes[n] >= least) for least in set(sizes.values())]
+
+        def worth(chosen: tuple[int, ...]) -> tuple[int, int, int]:
+            units = self.splits(self.over(chosen))
+            return min(units, FEWEST), units * len(chosen), len(chosen)
+
+        return max(choices, key=worth, default=())
+
+    @cached_property
+    def several(self) -> bool:
+        """Whether it lies on several splits, so that seeds are no units anywhere in it."""
+        return len(np.unique(self.pairs.unit[np.isfinite(self.values).any(axis=1)])) > 1
+
+    def splits(self, found: Estimate) -> int:
+        """Units of replication of one of its estimates; all seeds of one split among several are one unit."""
+        return min(found.units, 1) if self.several and found.kind == "seed" else found.units
+
+    def over(self, layers: Sequence[int]) -> Estimate:
+        """The estimate of the mean over these n, from (task, seed) pairs that have every one of them."""
+        whole = np.isfinite(self.values[:, list(layers)]).all(axis=1, keepdims=True)
+        return estimate(
+            self.pairs, np.where(whole, self.values, np.nan)[:, list(layers)], self.diverged[:, list(layers)]
+        )
 
     def at(self, layers: Sequence[int]) -> Estimate:
-        """The estimate over these n: each (task, seed) first averages its n."""
+        """The estimate over these n: each (task, seed) first averages those that it has."""
         key = tuple(layers)
         if key not in self._estimates:
             columns = [n for n in key if n < self.values.shape[1]]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from analysis import scope as scopes
+from analysis.results import moved
 from analysis.vocabulary import SHORT, WITHOUT_N, count, span
 
 if TYPE_CHECKING:
@@ -47,19 +48,15 @@ def find(results: Results) -> Gaps:
             f"{count(int(dead.sum()), 'diverged cell')} without a score cannot enter any mean: "
             "means at their n are conditional on not diverging."
         )
-    odd = frame["status"].eq("ok") & scoreless
+    failed = moved(frame)
+    odd = frame["status"].eq("ok") & scoreless & ~failed
     if odd.any():
         lines.append(
             f"{count(int(odd.sum()), 'cell')} with status ok but without {results.score}: {_where(frame[odd])}."
         )
-    failed = (
-        frame["frozen_verified"].map(lambda v: v is not None and v == v and not bool(v))
-        if ("frozen_verified" in frame.columns)
-        else frame["score"].isna() & False
-    )
     if failed.any():
         lines.append(
-            f"{count(int(failed.sum()), 'cell')} whose frozen layers MOVED, so not what they claim: "
+            f"{count(int(failed.sum()), 'cell')} whose frozen layers MOVED, so in no mean: "
             f"{_where(frame[failed])}."
         )
     planned = results.beside.get("cells")

@@ -167,7 +167,7 @@ def check(frame: pd.DataFrame, name: str) -> tuple[pd.DataFrame, str, list[str]]
         )
     frame["seed"] = frame["seed"].astype("int64")
     _check_values(frame, name)
-    frame["score"] = _accuracies(frame, score, name)
+    frame["score"] = _accuracies(frame, score, name).mask(moved(frame))
     unnamed = frame["cell"].isna()
     if unnamed.any():
         frame["cell"] = frame["cell"].where(~unnamed, "row " + (frame["_row"] + 1).astype(str))
@@ -182,6 +182,13 @@ def check(frame: pd.DataFrame, name: str) -> tuple[pd.DataFrame, str, list[str]]
             f"treatments that no figure here knows, listed with the cells only: {', '.join(map(str, unknown))}"
         )
     return frame.drop(columns="_row").reset_index(drop=True), score, notes
+
+
+def moved(frame: pd.DataFrame) -> pd.Series:
+    """Cells whose frozen layers were found changed: not what they say that they are, so in no mean."""
+    if "frozen_verified" not in frame.columns:
+        return frame["status"].isna() & False
+    return frame["frozen_verified"].map(lambda v: v is not None and v == v and not bool(v)).astype(bool)
 
 
 def _score_column(frame: pd.DataFrame, name: str) -> str:

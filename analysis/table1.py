@@ -185,7 +185,7 @@ def _paired(scope: Scope, rows: Sequence[Range]) -> Table:
         for against in ("scratch", "base", "selffer+"):
             found: Contrast = contrast(scope, {"transfer+": 1, against: -1}, layers.present)
             chosen = found.covered(layers.present)
-            value = found.at(chosen)
+            value = found.over(chosen)
             dagger += value.diverged
             only = f" (n = {span(chosen)})" if found.identified and chosen != layers.present else ""
             line.append(with_units(value, found.reason) + only)

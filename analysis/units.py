@@ -2,8 +2,9 @@
 
 The unit of replication is the split: its value is the mean over its halves of the mean over their seeds. Cells are no
 units: all n of a source share one base, and the halves of a split are complementary. With one split the unit is the
-seed, and the estimate says "conditional on this split". Intervals are Student-t, two-sided, from 3 units up; below,
-the points stand alone. There is no bootstrap: with 3 to 10 units it is too narrow.
+seed (of those that have both halves: two halves are two tasks), and the estimate says "conditional on this split".
+Intervals are Student-t, two-sided, from 3 units up; below, the points stand alone. There is no bootstrap: with 3 to 10
+units it is too narrow.
 """
 
 from __future__ import annotations
@@ -122,6 +123,9 @@ def estimate(pairs: Pairs, values: np.ndarray, diverged: np.ndarray) -> Estimate
     kept = there.any(axis=1)
     if not kept.any():
         return EMPTY
+    if not (pairs.unit[kept] != pairs.unit[kept][0]).any():
+        there &= _whole_seeds(pairs, kept)[:, None]
+        kept = there.any(axis=1)
     by_pair = np.where(there, values, 0.0)[kept].sum(axis=1) / there[kept].sum(axis=1)
     unit, task, seed = pairs.unit[kept], pairs.task[kept], pairs.seed[kept]
     several = bool((unit != unit[0]).any())
@@ -142,6 +146,14 @@ def estimate(pairs: Pairs, values: np.ndarray, diverged: np.ndarray) -> Estimate
         cells=int(there.sum()),
         diverged=int((diverged & there).sum()),
     )
+
+
+def _whole_seeds(pairs: Pairs, kept: np.ndarray) -> np.ndarray:
+    """Of the pairs of one split, those whose seed has as many halves as any: a seed that lacks one estimates another
+    quantity."""
+    seeds, index = np.unique(pairs.seed, return_inverse=True)
+    halves = np.bincount(index[kept], minlength=len(seeds))
+    return kept & (halves[index] == halves.max())
 
 
 def _means(groups: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -2,21 +2,25 @@
 
 The rule, fixed before the results:
 1. Every part is estimated on paired differences; the unit is the split, or the seed where there is one split (then
-   the verdict is "conditional on this split"). Fewer than 3 units, or no shared task: not decided, with the reason.
-2. A direction is tested by t on the mean over the part's layers. An equality is tested by two one-sided t-tests at
-   every layer; the layers jointly take the worst p. Each part has a p for the claim and a p against it (for an
-   equality: that some layer lies beyond the margin, Bonferroni over its layers).
+   the verdict is "conditional on this split"). Fewer than 3 units, units without any scatter, or no shared task: not
+   decided, with the reason.
+2. A direction is tested by t on the mean over the part's layers; units that lack one of the layers averaged are left
+   out, and the layers are those that leave most (`Contrast.covered`). An equality is tested by two one-sided t-tests
+   at every layer; the layers jointly take the worst p. A layer of its group that cannot be tested, or where a network
+   diverged, leaves it open. Each part has a p for the claim and a p against it (for an equality: that some layer lies
+   beyond the margin, Bonferroni over its layers).
 3. All parts must hold: the p for a claim is the largest of its parts, the p against it the smallest times their
    number. One part that cannot be estimated leaves the claim undecided, unless another part contradicts it.
 4. For or against, whichever is smaller, is the claim's p (doubled, at most 1: two sides were looked at). Holm over the
    claims of one family that have a p. Adjusted p <= 0.05: supported, or contradicted; else not decided.
-5. Where some of a part's n have 3 units, n with fewer are left out: they lie on other splits. Layers are named after
-   the joint test only: those whose own test passes Holm within the claim, at the same level.
-6. One semantic split is one unit: no p-value. Its difference to the mean of the random splits is given with its rank
-   among them; with 3 seeds or more, also with a Welch interval, conditional on this split. That interval decides:
-   below zero supported, above zero contradicted, both "for this split"; without it, not decided.
-
-A mean with diverged networks keeps them, and the verdict says so.
+5. Layers are named after the joint test only: those whose own test passes Holm within the claim, at the same level.
+6. One semantic split is one unit: no p-value. Its difference to the mean of the random splits is held against their
+   scatter: a 95 % prediction interval for one more random split. Below it, and lowest of all, supported; above it, and
+   highest of all, contradicted; else, or with fewer than 3 random splits, not decided. Its rank is given, and with 3
+   seeds a Welch interval, conditional on this split, which says how well the difference is known, not how rare it is.
+7. Networks that diverged keep their score, and the verdict says so. Those that have none (diverged early, or blocked by
+   a base that did) must not change it: everything is judged again with chance in their place, and what differs is not
+   decided.
 """
 
 from __future__ import annotations
@@ -29,9 +33,9 @@ from typing import TYPE_CHECKING
 from analysis import scope as scopes
 from analysis.claims import CLAIMS, Claim, Part, Semantic
 from analysis.contrasts import Contrast, contrast
-from analysis.tables import Table, points, with_units
-from analysis.units import FEWEST, Estimate, deviation
-from analysis.vocabulary import SHORT, WITHOUT_N, count, layers, span
+from analysis.tables import DAGGER, Table, points, with_units
+from analysis.units import EMPTY, FEWEST, Estimate, deviation, quantile
+from analysis.vocabulary import SHORT, count, layers, span
 
 if TYPE_CHECKING:
     from analysis.results import Results
@@ -55,6 +59,8 @@ class Judged:
     favours: bool = False
     """whether `p` speaks for the claim"""
     conditional: bool = False
+    diverged: int = 0
+    """pairs behind the estimates that include a diverged network"""
     named: tuple[int, ...] = ()
     """layers that hold by themselves, after the joint test"""
     values: tuple[str, ...] = ()
@@ -73,7 +79,36 @@ class _Tested:
 
 
 def judge(results: Results, claims: Sequence[Claim] = CLAIMS) -> list[Judged]:
-    """A verdict on every claim, Holm-adjusted within families."""
+    """A verdict on every claim, Holm-adjusted within families (rules 1 to 7)."""
+    found = _judge(results, claims)
+    filled, lost = _with_chance(results)
+    if not lost:
+        return found
+    return [_agreed(one, other, lost) for one, other in zip(found, _judge(filled, claims), strict=True)]
+
+
+def _with_chance(results: Results) -> tuple[Results, int]:
+    """Rule 7: the results with chance for networks that diverged or were blocked without a score, and how many."""
+    frame = results.frame.copy()
+    lost = frame["score"].isna() & frame["status"].isin(["diverged", "blocked"])
+    frame.loc[lost, "score"] = (1 / frame.loc[lost, "classes"]).fillna(0.0)
+    frame.loc[lost, "status"] = "diverged"
+    return replace(results, frame=frame), int(lost.sum())
+
+
+def _agreed(found: Judged, filled: Judged, lost: int) -> Judged:
+    """The verdict, if it stands with chance for the lost networks too."""
+    if found.values == filled.values and found.verdict == filled.verdict:
+        return found
+    said = f"with chance for networks without a score ({lost} in this study) it would be {filled.verdict}"
+    verdict = found.verdict if found.verdict == filled.verdict else UNDECIDED
+    return replace(
+        found, verdict=verdict, named=() if verdict == UNDECIDED else found.named, reason=f"{found.reason}; {said}"
+    )
+
+
+def _judge(results: Results, claims: Sequence[Claim]) -> list[Judged]:
+    """Rules 1 to 6."""
     first = [_semantic(c, c.semantic, results) if c.semantic else _tested(c, results) for c in claims]
     families: dict[str, list[Judged]] = {}
     for verdict in first:
@@ -98,11 +133,9 @@ def holm(ps: Sequence[float]) -> list[float]:
 
 
 def p_above(values: Sequence[float], threshold: float) -> float:
-    """One-sided t-test that the mean is above the threshold; without any scatter, 0, 0.5 or 1."""
+    """One-sided t-test that the mean is above the threshold. The values must differ."""
     sd = deviation(values)
     gap = math.fsum(values) / len(values) - threshold
-    if sd == 0:
-        return 0.5 if abs(gap) < 1e-12 else (0.0 if gap > 0 else 1.0)
     from scipy.special import stdtr
 
     return float(stdtr(len(values) - 1, -gap / (sd / math.sqrt(len(values)))))
@@ -121,54 +154,76 @@ def p_unequal(values: Sequence[float], margin: float) -> float:
 def _scope(part: Part, results: Results) -> Scope | None:
     if part.where == "main":
         return scopes.main(results)
-    found = scopes.random_filters(results)
-    return found[0] if found else None
+    if part.where == "dissimilar":
+        return scopes.other(results)
+    return next(iter(scopes.random_filters(results)), None)
 
 
 def _test(part: Part, results: Results) -> _Tested:
     """p for and against one part, or why there is none."""
     scope = _scope(part, results)
-    scope = scope or scopes.main(results)
-    copied = [t for t in part.weights if t not in (*WITHOUT_N, "reference")]
-    present = {n for t in copied for n in contrast(scope, {t: 1}).layers}
-    chosen = layers(part.layers, results.depth, present)
-    found = contrast(scope, part.weights, chosen or None)
-    if found.identified:
-        chosen = found.covered(chosen)
-    estimate = found.at(chosen)
-    blank = _Tested(part, found, estimate, chosen)
+    if scope is None and part.where == "dissimilar":
+        found = contrast(scopes.main(results), part.weights, ())
+        return _Tested(part, found, EMPTY, (), why=f"{found.name}: this study has no split of dissimilar halves")
+    found = contrast(scope or scopes.main(results), part.weights)
     if not found.identified:
-        return replace(blank, why=f"{found.name}: not identified, {found.reason}")
+        return _Tested(part, found, EMPTY, (), why=f"{found.name}: not identified, {found.reason}")
+    group = layers(part.layers, results.depth, range(1, results.depth))
+    if part.says == "equal":
+        return _equality(part, found, group)
+    chosen = found.covered(group)
+    estimate = found.over(chosen)
+    blank = _Tested(part, found, estimate, chosen)
     if not chosen:
         return replace(blank, why=f"{found.name}: no network at the layers of this claim ({part.layers})")
-    smallest = min(found.at([n]).units for n in chosen) if part.says == "equal" else estimate.units
-    if smallest < FEWEST:
-        return replace(blank, why=f"{found.name}: {count(smallest, estimate.kind)}, a test needs {FEWEST}")
-    if part.says == "equal":
-        each = [found.at([n]).values for n in chosen]
-        return replace(
-            blank,
-            p_for=max(p_equal(v, part.threshold) for v in each),
-            p_against=min(1.0, len(each) * min(p_unequal(v, part.threshold) for v in each)),
-        )
+    if why := _untestable(found, estimate):
+        return replace(blank, why=f"{found.name}: {why}")
     up = p_above(estimate.values, part.threshold)
     p_for, p_against = (up, 1 - up) if part.says == "above" else (1 - up, up)
     return replace(blank, p_for=p_for, p_against=p_against)
 
 
+def _untestable(found: Contrast, estimate: Estimate) -> str:
+    """Why there is no t-test of these units; empty where there is."""
+    units = found.splits(estimate)
+    if units < FEWEST:
+        return f"{count(units, 'split' if found.several else estimate.kind)}, a test needs {FEWEST}"
+    return "" if estimate.sd > 0 else f"no scatter between the {units} units, so no test"
+
+
+def _equality(part: Part, found: Contrast, group: tuple[int, ...]) -> _Tested:
+    """Two one-sided tests at every layer of the group. A layer without one, or with a network that diverged, can be
+    outvoted by none: the claim may then be contradicted only."""
+    each = {n: found.at([n]) for n in group}
+    chosen = found.covered(group)
+    blank = _Tested(part, found, found.over(chosen), chosen)
+    able = [n for n in group if not _untestable(found, each[n])]
+    p_against = min((p_unequal(each[n].values, part.threshold) for n in able), default=1.0) * len(group)
+    blank = replace(blank, p_against=min(1.0, p_against) if able else None)
+    whys = [f"{found.name} at n = {n}: {_untestable(found, each[n])}" for n in group if n not in able]
+    whys += [f"{found.name} at n = {n}: {count(each[n].diverged, 'pair')} diverged" for n in able if each[n].diverged]
+    if whys:
+        return replace(blank, why="; ".join(whys))
+    return replace(blank, p_for=max(p_equal(each[n].values, part.threshold) for n in able))
+
+
 def _tested(claim: Claim, results: Results) -> Judged:
     """The claim's p, before Holm."""
     tests = [_test(part, results) for part in claim.parts]
-    values = tuple(_said(t) for t in tests)
-    conditional = any(t.estimate.conditional for t in tests if t.found.identified)
     missing = [t.why for t in tests if t.why]
-    tested = [t for t in tests if not t.why]
-    against = [t.p_against for t in tested if t.p_against is not None]
-    p_against = min(1.0, len(claim.parts) * min(against)) if against else 1.0
-    p_for = max((t.p_for for t in tested if t.p_for is not None), default=1.0) if not missing else 1.0
-    blank = Judged(claim, UNDECIDED, "; ".join(missing), conditional=conditional, values=values)
-    if not tested or (missing and 2 * p_against > LEVEL):
+    against = [t.p_against for t in tests if t.p_against is not None]
+    blank = Judged(
+        claim,
+        UNDECIDED,
+        "; ".join(missing),
+        conditional=any(t.estimate.conditional for t in tests if t.found.identified),
+        values=tuple(_said(t) for t in tests),
+        diverged=sum(t.estimate.diverged for t in tests),
+    )
+    if not against:
         return blank
+    p_against = min(1.0, len(claim.parts) * min(against))
+    p_for = 1.0 if missing else max(t.p_for for t in tests if t.p_for is not None)
     return replace(blank, p=min(1.0, 2 * min(p_for, p_against)), favours=p_for <= p_against)
 
 
@@ -177,6 +232,8 @@ def _decided(verdict: Judged, adjusted: float, results: Results) -> Judged:
     said = f"p = {_p(adjusted)} after Holm over the family {verdict.claim.family!r}"
     if verdict.conditional:
         said += ", conditional on this split"
+    if verdict.diverged:
+        said += f"; {count(verdict.diverged, 'pair')} with a diverged network"
     if adjusted > LEVEL:
         reason = f"{said}: neither shown nor refuted"
         return replace(verdict, adjusted=adjusted, reason=f"{verdict.reason}; {reason}" if verdict.reason else reason)
@@ -192,15 +249,16 @@ def _named(claim: Claim, results: Results) -> tuple[int, ...]:
     if len(claim.parts) != 1:
         return ()
     part, test = claim.parts[0], _test(claim.parts[0], results)
-    able = [n for n in test.layers if test.found.at([n]).units >= FEWEST]
+    able = [n for n in test.layers if not _untestable(test.found, test.found.at([n]))]
     ps = []
     for n in able:
         values = test.found.at([n]).values
         if part.says == "equal":
-            ps.append(p_equal(values, part.threshold))
+            p = p_equal(values, part.threshold)
         else:
             up = p_above(values, part.threshold)
-            ps.append(2 * min(0.5, up if part.says == "above" else 1 - up))
+            p = up if part.says == "above" else 1 - up
+        ps.append(min(1.0, 2 * p))
     return tuple(n for n, p in zip(able, holm(ps), strict=True) if p <= LEVEL)
 
 
@@ -216,7 +274,7 @@ def _said(test: _Tested) -> str:
 
 
 def _semantic(claim: Claim, asked: Semantic, results: Results) -> Judged:
-    """Rule 6: rank and conditional interval, no p-value."""
+    """Rule 6: rank and prediction interval, no p-value."""
     other = scopes.other(results)
     if other is None:
         return Judged(claim, UNDECIDED, "this study has no semantic or other split beside the random ones")
@@ -229,26 +287,31 @@ def _semantic(claim: Claim, asked: Semantic, results: Results) -> Judged:
             return Judged(claim, UNDECIDED, f"{found.name} on {where.title}: not identified, {found.reason}")
     shared = set(ours.layers) & set(theirs.layers)
     chosen = theirs.covered(layers(asked.layers, results.depth, shared))
-    here, there = ours.at(chosen), theirs.at(chosen)
+    here, there = ours.over(chosen), theirs.over(chosen)
     if not chosen or not here.units or not there.units:
         return Judged(claim, UNDECIDED, f"no n of the claim's layers ({asked.layers}) on both kinds of split")
     at = f"{ours.name} at n = {span(chosen)}"
     values = (f"{at}, {other.title}: {with_units(here)}", f"{at}, {against.title}: {with_units(there)}")
     gap = here.mean - there.mean
     said = f"{points(gap)} points against the mean of {against.title}"
-    if there.kind == "split":
-        rank = 1 + sum(v < here.mean for v in there.values)
-        said += f"; rank {rank} of {there.units + 1} from below, with the random splits"
+    blank = Judged(claim, UNDECIDED, said, conditional=True, diverged=here.diverged + there.diverged, values=values)
+    if there.kind != "split" or _untestable(theirs, there):
+        return replace(blank, reason=f"{said}; no interval: it needs {FEWEST} random splits that differ")
+    rank = 1 + sum(v < here.mean for v in there.values)
+    last = there.units + 1
+    reach = quantile(there.units - 1) * there.sd * math.sqrt(1 + 1 / there.units)
+    said += f"; rank {rank} of {last} from below, with the random splits; one more random split would lie within "
+    said += f"{100 * reach:.2f} points of their mean (95 %)"
+    if here.kind == "seed" and not _untestable(ours, here):
+        low, high = _welch(here.values, there.values)
+        said += f"; known to [{points(low)}, {points(high)}], conditional on this split"
     if not scopes.equal_terms(other, against):
         said += "; not on equal terms (other class counts or setting)"
-    blank = Judged(claim, UNDECIDED, said, conditional=True, values=values)
-    if here.kind != "seed" or here.units < FEWEST or there.units < FEWEST or there.kind != "split":
-        need = f"no interval: it needs {FEWEST} seeds on the one split (has {here.units}) and {FEWEST} random splits"
-        return replace(blank, reason=f"{said}; {need}")
-    low, high = _welch(here.values, there.values)
-    said += f"; [{points(low)}, {points(high)}], conditional on this split"
-    verdict = SUPPORTED if high < 0 else CONTRADICTED if low > 0 else UNDECIDED
-    return replace(blank, verdict=verdict, reason=said + (" (for this split)" if verdict != UNDECIDED else ""))
+    if gap < -reach and rank == 1:
+        return replace(blank, verdict=SUPPORTED, reason=f"{said} (for this split)")
+    if gap > reach and rank == last:
+        return replace(blank, verdict=CONTRADICTED, reason=f"{said} (for this split)")
+    return replace(blank, reason=said)
 
 
 def _welch(a: Sequence[float], b: Sequence[float]) -> tuple[float, float]:
@@ -292,7 +355,13 @@ def table(verdicts: Sequence[Judged]) -> Table:
     notes = [
         "Percentage points. Directions by t on the mean over the layers, equalities by two one-sided t-tests within "
         "0.5 points at every layer, Holm over each family at 0.05; the unit is the split. Fewer than 3 units or no "
-        "shared task: not decided. One semantic split is one unit: rank and conditional interval, no p-value.",
+        "shared task: not decided. One semantic split is one unit, held against the scatter of the random ones: rank "
+        "and prediction interval, no p-value.",
+        *(
+            [f"{DAGGER} = includes diverged networks."]
+            if any(DAGGER in value for v in verdicts for value in v.values)
+            else []
+        ),
     ]
     columns = ["claim", "in words", "verdict", "reason", "estimates"]
     return Table("claims", "The paper's claims on these results", columns, rows, records, notes)

@@ -53,6 +53,37 @@ def test_coverage_through_the_whole_pairing() -> None:
     assert hits / trials >= 0.88, hits / trials
 
 
+@pytest.mark.parametrize("splits", [4, 6, 8])
+def test_intervals_of_means_over_layers_cover_where_layers_are_missing(splits: int) -> None:
+    """n = 3 loses three points and is on three splits only: units that average other n are not mixed."""
+    hits, trials = 0, 150
+    for generator in range(trials):
+        frame = made_up.study(
+            splits=range(splits), layers=(1, 2, 3), treatments=("base", "transfer"), generator=generator, noise=0.003,
+            effect=lambda t, n, s: -0.03 if (t, n) == ("transfer", 3) else 0.0,
+        )  # fmt: skip
+        few = frame[~((frame["n"] == 3) & (frame["split_seed"] > 2))]
+        found = contrast(scope.main(results_of(few)), {"transfer": 1, "base": -1})
+        chosen = found.covered((1, 2, 3))
+        truth = -0.03 / 3 if 3 in chosen else 0.0
+        low, high = found.over(chosen).interval or (math.nan, math.nan)
+        hits += low <= truth <= high
+    assert hits / trials >= 0.9, hits / trials
+
+
+def test_a_seed_without_a_half_is_no_unit() -> None:
+    """One split: halves are two tasks, and a seed that lacks one would estimate another quantity."""
+    frame = made_up.study(
+        splits=(0,), seeds=range(4), layers=(1,), treatments=("base", "transfer"), noise=1e-6,
+        effect=lambda t, n, s: -0.05 if t == "transfer" else 0.0,
+    )  # fmt: skip
+    frame.loc[(frame["treatment"] == "transfer") & (frame["target"] == "A"), "top1_last"] -= 0.1
+    few = frame[~((frame["treatment"] == "transfer") & (frame["target"] == "A") & (frame["seed"] == 3))]
+    found = contrast(scope.main(results_of(few)), {"transfer": 1, "base": -1}).at([1])
+    assert found.units == 3
+    assert found.values == pytest.approx([-0.1] * 3, abs=1e-4)
+
+
 def test_the_unit_is_the_split_not_the_cell() -> None:
     """Two halves and three seeds a split: 3 splits are 3 units, whatever the number of networks."""
     frame = made_up.study(splits=range(3), seeds=range(3), layers=(1,))

@@ -38,9 +38,10 @@ def test_the_authors_logs(authors: Results) -> None:
         "fine-tuning recovers co-adaptation": UNDECIDED,
         "transfer + fine-tuning improves generalisation": UNDECIDED,
         "transfer + fine-tuning beats the reference": UNDECIDED,
-        "a semantic split loses more": UNDECIDED,
+        "a semantic split loses more": SUPPORTED,
         "a semantic split gains less": UNDECIDED,
         "random filters are far below learned ones": UNDECIDED,
+        "distant features beat random ones": UNDECIDED,
         "do not freeze the last layers": SUPPORTED,
         "fine-tune end to end": UNDECIDED,
     }
@@ -54,7 +55,8 @@ def test_the_authors_logs(authors: Results) -> None:
     ):
         assert "2 splits, a test needs 3" in reasons[key]
     assert "rank 1 of 5" in reasons["a semantic split loses more"]
-    assert "no interval" in reasons["a semantic split loses more"]
+    assert "lie within 0.47 points of their mean" in reasons["a semantic split loses more"]
+    assert "not on equal terms" in reasons["a semantic split loses more"], "449 classes against 551"
     assert found["a semantic split loses more"].p is None, "one semantic split has no p-value"
     assert "no AnB+ network" in reasons["a semantic split gains less"]
     assert "1 seed, a test needs 3" in reasons["random filters are far below learned ones"]
@@ -67,8 +69,9 @@ def test_the_authors_logs(authors: Results) -> None:
 def test_a_study_like_the_paper_supports_it() -> None:
     """Enough splits and effects as the paper says: everything testable is supported."""
     frame = made_up.study(
-        splits=range(8), seeds=range(3), treatments=EVERYTHING, semantic=True, random_filters=True, effect=_as_the_paper
-    )
+        splits=range(8), seeds=range(3), treatments=(*EVERYTHING, "random"), semantic=True, random_filters=True,
+        effect=_as_the_paper,
+    )  # fmt: skip
     found = by_key(results_of(frame))
     assert {v.verdict for v in found.values()} == {SUPPORTED}, {k: (v.verdict, v.reason) for k, v in found.items()}
     assert found["a semantic split loses more"].conditional
@@ -170,8 +173,6 @@ def test_p_values_against_scipy() -> None:
     high = stats.ttest_1samp(values, 0.005, alternative="less").pvalue
     assert p_equal(values, 0.005) == pytest.approx(max(low, high))
     assert p_unequal([0.02] * 3 + [0.021], 0.005) < 0.01
-    assert p_equal([0.0, 0.0, 0.0], 0.005) == 0.0
-    assert p_above([0.0, 0.0, 0.0], 0.0) == 0.5
 
 
 def test_holm() -> None:
@@ -193,6 +194,116 @@ def test_diverged_networks_are_kept_and_marked() -> None:
     frame.loc[where, ["status", "top1_last"]] = ["diverged", 0.2]
     found = by_key(results_of(frame))["do not freeze the last layers"]
     assert "†" in found.values[0]
+
+
+def test_networks_without_a_score_do_not_vanish() -> None:
+    """AnB+ gains where it lives, and died early on five of eight splits: a mean over the living proves nothing."""
+    gain = {"selffer+": 0.0, "transfer+": 0.02}
+    frame = made_up.study(splits=range(8), treatments=EVERYTHING, effect=lambda t, n, s: gain.get(t, 0.0))
+    assert by_key(results_of(frame))["transfer + fine-tuning improves generalisation"].verdict == SUPPORTED
+    lost = (frame["treatment"] == "transfer+") & (frame["split_seed"] > 2)
+    for status in ("diverged", "blocked"):
+        frame.loc[lost, ["status", "top1_last"]] = [status, None]
+        found = by_key(results_of(frame))["transfer + fine-tuning improves generalisation"]
+        assert found.verdict == UNDECIDED
+        assert "with chance for networks without a score" in found.reason
+
+
+def test_random_filters_that_died_do_not_refute_that_they_are_bad() -> None:
+    frame = made_up.study(
+        splits=range(5), treatments=(*EVERYTHING, "random"), random_filters=True,
+        effect=lambda t, n, s: (-0.01 if n < 3 else -0.4) if t == "random" else 0.0,
+    )  # fmt: skip
+    assert by_key(results_of(frame))["random filters are far below learned ones"].verdict == SUPPORTED
+    frame.loc[(frame["treatment"] == "random") & (frame["n"] > 2), ["status", "top1_last"]] = ["diverged", None]
+    assert by_key(results_of(frame))["random filters are far below learned ones"].verdict == UNDECIDED
+
+
+def test_an_equality_is_not_supported_with_a_layer_untested() -> None:
+    """As in the default study: n = 2 is on one split only, where it loses five points."""
+    frame = made_up.study(
+        splits=range(8), treatments=EVERYTHING, effect=lambda t, n, s: -0.05 if (t, n) == ("transfer", 2) else 0.0
+    )
+    few = frame[~((frame["n"] == 2) & (frame["split_seed"] > 0))]
+    found = by_key(results_of(few))["first layers are general"]
+    assert found.verdict == UNDECIDED
+    assert "AnB - BnB at n = 2: 1 split, a test needs 3" in found.reason
+    assert by_key(results_of(frame))["first layers are general"].verdict == CONTRADICTED
+    without = frame[frame["n"] != 2]
+    assert by_key(results_of(without))["first layers are general"].verdict == UNDECIDED
+
+
+def test_dead_networks_are_not_equal() -> None:
+    frame = made_up.study(splits=range(5), treatments=EVERYTHING, effect=made_up.nothing)
+    assert by_key(results_of(frame))["first layers are general"].verdict == SUPPORTED
+    copied = frame["treatment"].isin(["selffer", "transfer"])
+    frame.loc[copied, ["status", "top1_last"]] = ["diverged", 0.2]
+    found = by_key(results_of(frame))["first layers are general"]
+    assert found.verdict == UNDECIDED
+    assert "no scatter" in found.reason
+    frame.loc[copied, "top1_last"] = 0.2 + np.random.default_rng(0).normal(0, 1e-4, int(copied.sum()))
+    found = by_key(results_of(frame))["first layers are general"]
+    assert found.verdict == UNDECIDED
+    assert "diverged" in found.reason
+    assert "diverged" in verdicts.table([found]).notes[-1]
+
+
+def test_networks_whose_frozen_layers_moved_are_in_no_mean() -> None:
+    frame = made_up.study(splits=range(5), treatments=EVERYTHING, effect=made_up.nothing)
+    frame.loc[frame["treatment"] == "transfer", "frozen_verified"] = False
+    found = by_key(results_of(frame))
+    assert found["first layers are general"].verdict == UNDECIDED
+    assert "no AnB network with a score" in found["first layers are general"].reason
+
+
+def test_there_is_nothing_to_recover_where_nothing_was_lost() -> None:
+    gain = {"selffer": 0.01, "selffer+": 0.03}
+    frame = made_up.study(splits=range(8), treatments=EVERYTHING, effect=lambda t, n, s: gain.get(t, 0.0))
+    assert by_key(results_of(frame))["fine-tuning recovers co-adaptation"].verdict != SUPPORTED
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_a_semantic_split_like_the_random_ones_is_hardly_ever_decided(seeds: int) -> None:
+    """Splits differ (by 0.4 points here) and the semantic one is drawn like the others: 5 % at most are decided,
+    however well its seeds say what its own difference is."""
+    claims = [c for c in CLAIMS if c.semantic]
+    decided = total = 0
+    for generator in range(60):
+        rng = np.random.default_rng(generator)
+        own: dict[str, float] = {f"{t}{s}": rng.normal(0, 0.004) for t in ("transfer", "transfer+") for s in range(9)}
+        frame = made_up.study(
+            splits=range(8), layers=(4, 6), seeds=range(seeds), treatments=("base", "transfer", "transfer+"),
+            semantic=True, generator=generator, effect=made_up.nothing,
+        )  # fmt: skip
+        place = frame["split_seed"].fillna(8).astype(int).astype(str)
+        frame["top1_last"] += (frame["treatment"] + place).map(own).fillna(0.0)
+        found = judge(results_of(frame), claims)
+        decided += sum(v.verdict != UNDECIDED for v in found)
+        total += len(found)
+        assert all("rank" in v.reason for v in found)
+        assert all(("known to" in v.reason) is (seeds > 2) for v in found)
+    assert decided / total <= 0.08, f"{decided} of {total}"
+
+
+def test_distant_features_against_random_filters() -> None:
+    frame = made_up.study(
+        splits=range(3), seeds=range(4), treatments=(*EVERYTHING, "random"), random_filters=True, semantic=True
+    )
+    found = by_key(results_of(frame))["distant features beat random ones"]
+    assert found.verdict == SUPPORTED
+    assert found.conditional
+    none = by_key(results_of(frame[frame["split"] == "random"]))["distant features beat random ones"]
+    assert "no split of dissimilar halves" in none.reason
+
+
+def test_a_claim_is_in_its_family_whatever_its_p() -> None:
+    """AnB+ without its control can be contradicted only; that chance counts in Holm's correction, taken or not."""
+    frame = made_up.study(
+        splits=range(8), treatments=("base", "scratch", "base-long", "selffer", "transfer", "transfer+")
+    )
+    found = by_key(results_of(frame))
+    assert found["transfer + fine-tuning improves generalisation"].verdict == UNDECIDED
+    assert found["transfer + fine-tuning improves generalisation"].p is not None
 
 
 def test_every_claim_has_a_row() -> None:
