@@ -1,29 +1,49 @@
 """Ours, the authors', the differences: side by side in the paper's own layout.
 
-Columns: this study, the authors' logs, the difference. Rows: Figure 2 (bottom) and, where this study has something
-for it, Figure 3 (bottom). The first two columns of Figure 2 are mean accuracies as in the paper; everything else is
-relative to the base of the same task, since two studies share no task and their raw levels need not agree.
-A difference of two studies has no pairing; it is shown without an interval and proves nothing by itself.
+Columns: this study, the authors' logs, the first minus the second. Rows: Figure 2 (bottom) and, where this study has
+something for it, Figure 3 (bottom). Every value is relative to the base of the same task and seed, in points: the raw
+levels of two studies need not agree, nor those of the authors' halves. A difference of two studies has no pairing; it
+is shown without an interval and proves nothing by itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
 
-from analysis import figure2, figure2_paired, figure3, style, table1
+from analysis import figure2, figure2_paired, figure3, placing, style, table1
 from analysis import scope as scopes
-from analysis.tables import Table, points
+from analysis.tables import DAGGER, Table, diverged_note, points
 from analysis.units import Estimate
-from analysis.vocabulary import CURVES, SHORT
+from analysis.vocabulary import SHORT
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from analysis.results import Results
+    from analysis.scope import Scope
 
 Lines = Mapping[str, Mapping[int, Estimate]]
+"""by key of style.MARKS and n"""
+BASE = Estimate((0.0,), ("start",), "split", False, 0, 0)
+"""where every line starts: the base minus itself"""
+SCORES = {
+    "top1_last": "the last test",
+    "top1_best": "the best test",
+    "top1_mean10": "the mean of the ten best tests",
+}
+UNPAIRED = "The two studies share no task, so their difference has no interval and no test."
+
+
+class Row(NamedTuple):
+    """One figure of the paper, ours and theirs."""
+
+    title: str
+    ours: Lines
+    theirs: Lines
+    labels: Mapping[str, str]
 
 
 def reason_against(results: Results) -> str:
@@ -33,110 +53,184 @@ def reason_against(results: Results) -> str:
     return "comparison: no network shares task and seed with a base, so nothing can be held against the authors' curves"
 
 
-@style.styled
-def draw(results: Results, published: Results) -> Figure:
-    """One or two rows of three panels."""
-    ours, theirs = scopes.main(results), scopes.main(published)
-    mine, yours = figure2_paired.differences(ours, "base"), figure2_paired.differences(theirs, "base")
-    third = [{c.look: c.relative for c in figure3.curves(r)} for r in (results, published)]
-    rows = 2 if third[0] and not figure3.reason_against(results) else 1
-    fig = style.figure(18, 5.6 * rows)
-    grid = fig.add_gridspec(rows, 3, wspace=0.36, hspace=0.38)
-    names = (results.study if len(results.study) < 30 else "this study", "the authors (2014)", "difference")
-    for column, scope in enumerate((ours, theirs)):
-        ax = fig.add_subplot(grid[0, column])
-        _accuracies(ax, figure2.lines(scope), results.depth if column == 0 else 8)
-        ax.set_title(names[column])
-        if column == 0:
-            ax.set_ylabel("Figure 2: top-1 accuracy", size=13)
-    ax = fig.add_subplot(grid[0, 2])
-    _gaps(ax, _subtract(mine, yours), results.depth)
-    ax.set_title(names[2])
-    ax.set_ylabel("ours - theirs, each\nminus own base (points)", size=12)
-    if rows == 2:
-        bare = [{k: {n: e.mean for n, e in v.items()} for k, v in lines.items()} for lines in third]
-        for column, lines in enumerate((*bare, _subtract(*third))):
-            ax = fig.add_subplot(grid[1, column])
-            _gaps(ax, lines, published.depth if column == 1 else results.depth)
-            ax.set_xlabel("n", size=13)
-            if column == 0:
-                ax.set_ylabel("Figure 3: minus own base (points)", size=13)
-    return fig
-
-
-def _accuracies(ax: Axes, lines: Lines, depth: int) -> None:
-    base = lines.get("base", {}).get(0)
-    ends = []
-    for treatment in (t for t in CURVES if t in lines):
-        means = dict(style.joined(lines[treatment]))
-        style.curve(ax, treatment, figure2.from_base(means, base), scale=1.0)
-        ends.append((float(max(means)), means[max(means)].mean, SHORT[treatment], "black"))
-    if base:
-        ax.axhline(base.mean, color="black", lw=1.5, ls=style.MARKS["base"].line, zorder=1)
-    ax.set_xlim(-0.2, depth - 0.7)
-    ax.set_xticks(range(depth))
-    ax.tick_params(labelsize=12)
-    style.end_labels(ax, ends, size=11, gap=0.055)
-
-
-def _gaps(ax: Axes, lines: Mapping[str, Mapping[int, float]], depth: int) -> None:
-    ends = []
-    for name, means in lines.items():
-        mark = style.MARKS[name]
-        ys = [100 * v for v in means.values()]
-        ax.plot(list(means), ys, color=mark.color, lw=2, ls=mark.line)
-        style.points(ax, name, list(means), ys, [False] * len(ys), scale=0.6)
-        label = {"transfer": "AnB", "semantic": "semantic"}.get(name, SHORT.get(name, name))
-        ends.append((float(max(means)), ys[-1], label, "black"))
-    ax.axhline(0, color="black", lw=1.5, ls=style.MARKS["base"].line, zorder=1)
-    ax.set_xlim(-0.2, depth - 0.7)
-    ax.set_xticks(range(depth))
-    ax.tick_params(labelsize=12)
-    style.end_labels(ax, ends, size=11, gap=0.055)
-
-
-def _subtract(ours: Lines, theirs: Lines) -> dict[str, dict[int, float]]:
-    found = {}
-    for name in ours:
-        shared = [n for n in ours[name] if n in theirs.get(name, {})]
-        if shared:
-            found[name] = {n: ours[name][n].mean - theirs[name][n].mean for n in shared}
+def rows(results: Results, published: Results) -> list[Row]:
+    """Figure 2, and Figure 3 where this study has it."""
+    ours, theirs = (figure2_paired.differences(scopes.main(r), "base") for r in (results, published))
+    found = [Row("Figure 2", ours, theirs, SHORT)]
+    if not figure3.reason_against(results):
+        here, there = figure3.curves(results), figure3.curves(published)
+        labels = {c.look: figure3.row_name(c) for c in (*there, *here)}
+        found.append(Row("Figure 3", {c.look: c.relative for c in here}, {c.look: c.relative for c in there}, labels))
     return found
 
 
+def differences(ours: Lines, theirs: Lines) -> dict[str, dict[int, Estimate]]:
+    """Ours minus theirs where both have a mean; diverged where either is."""
+    return {
+        name: {
+            n: Estimate((e.mean - b.mean,), ("difference",), e.kind, False, 0, 0, e.diverged + b.diverged)
+            for n, e in ours[name].items()
+            if (b := theirs[name].get(n))
+        }
+        for name in ours
+        if name in theirs
+    }
+
+
+@style.styled
+def draw(results: Results, published: Results) -> Figure:
+    """One or two rows of three panels."""
+    found = rows(results, published)
+    fig = style.figure(21, 7 * len(found))
+    grid = fig.add_gridspec(len(found), 3, wspace=0.58, hspace=0.3)
+    names = (
+        results.study if len(results.study) < 30 else "this study",
+        "the authors (2014)",
+        "the first minus the second",
+    )
+    ax = None
+    for i, row in enumerate(found):
+        gaps = differences(row.ours, row.theirs)
+        on = [{name: set(style.joined(means)) for name, means in lines.items()} for lines in (row.ours, row.theirs)]
+        both = {name: on[0][name] & on[1][name] for name in gaps}
+        ax = fig.add_subplot(grid[i, 0])
+        beside, last = fig.add_subplot(grid[i, 1], sharey=ax), fig.add_subplot(grid[i, 2])
+        ax.set_ylim(*_frame(row.ours, row.theirs))
+        last.set_ylim(*_frame(gaps))
+        drawn = list(zip((ax, beside, last), (row.ours, row.theirs, gaps), (*on, both), names, strict=True))
+        for panel, lines, linked, name in drawn:
+            _panel(panel, lines, linked, max(results.depth, published.depth))
+            panel.set_title(name)
+            if row.title == "Figure 2" and panel is not last:
+                figure2.shade(panel, {t: {0: BASE, **m} for t, m in lines.items()}, 0.0, scale=100)
+        for panel, lines, _, _ in drawn:  # once all is drawn: an axis may grow for a sentence
+            _fallen(panel, lines)
+        for panel, lines, _, _ in drawn:
+            ends = [(float(max(m)), 100 * m[max(m)].mean, row.labels[name], "black") for name, m in lines.items() if m]
+            style.end_labels(panel, ends, size=11, gap=0.05)
+        ax.set_ylabel(f"{row.title}: top-1 accuracy minus\nown base (percentage points)", size=13)
+        last.set_ylabel("percentage points", size=13)
+    if ax is not None:
+        said = [
+            "Every network minus the base of its own task and seed, so the third column is the first minus the second "
+            "(the paper's own Figure 2 is raw). Whiskers: 95 % Student-t interval over the units, from 3 units up "
+            f"(here {scopes.main(results).title}, there {scopes.main(published).title}; n by n in the tables).",
+            UNPAIRED,
+            *terms(results, published),
+        ]
+        if any(e.diverged for row in found for e in (*_each(row.ours), *_each(row.theirs))):
+            said.append(
+                "Hollow with ×: with diverged networks (at chance, or loss not finite), kept: they are results."
+            )
+        style.caption(ax, said, -0.17, width=190)
+    return fig
+
+
+def _panel(ax: Axes, lines: Lines, linked: Mapping[str, Collection[int]], depth: int) -> None:
+    ax.axhline(0, color="black", lw=1.5, ls=style.MARKS["base"].line, zorder=1.5)
+    for name, means in lines.items():
+        line = {0: BASE, **{n: e for n, e in means.items() if n in linked[name]}}
+        style.curve(ax, name, line, markers=False, dodge=figure2.DODGE.get(name, 0.0))
+        dead = [e.diverged > 0 for e in means.values()]
+        style.points(ax, name, list(means), [100 * e.mean for e in means.values()], dead, scale=0.6)
+    for artist in ax.lines:
+        artist.set_clip_on(True)  # random filters leave the frame
+    style.points(ax, "base", [0], [0], [False], scale=0.7)
+    ax.set_xlim(-0.3, depth - 0.7)
+    ax.set_xticks(range(depth))
+    ax.tick_params(labelsize=12)
+    ax.set_xlabel(figure2.X_LABEL, size=12)
+
+
+def _frame(*columns: Lines) -> tuple[float, float]:
+    """Axis limits around all lines; without random filters, as in the paper, where they would more than double it."""
+    each = [(name, 100 * v) for lines in columns for name, m in lines.items() for e in m.values() for v in _ends(e)]
+    low, high = style.limits([0.0, *(v for name, v in each if name != "random")], least=1.0)
+    bottom, top = style.limits([0.0, *(v for _, v in each)], least=1.0)
+    return (bottom, top) if top - bottom <= 2 * (high - low) else (low, high)
+
+
+def _ends(found: Estimate) -> tuple[float, ...]:
+    return found.interval or (found.mean,)
+
+
+def _fallen(ax: Axes, lines: Lines) -> None:
+    """Where random filters went that left the frame."""
+    low, high = ax.get_ylim()
+    gone = {n: 100 * e.mean for n, e in lines.get("random", {}).items() if not low <= 100 * e.mean <= high}
+    if gone:
+        far = max(gone, key=lambda n: abs(gone[n]))
+        dead = " (diverged)" if lines["random"][far].diverged else ""
+        placing.text(ax, [f"random filters: {gone[far]:+.1f} points at n = {far}{dead}"], 11)
+
+
+def terms(results: Results, published: Results) -> list[str]:
+    """On which terms the two studies stand beside each other."""
+    sentences = [
+        f"Scores: here {SCORES[results.score]} ({results.score}), there {SCORES[published.score]} ({published.score})."
+    ]
+    if results.depth != published.depth:
+        sentences.append(f"n counts layers of a network of {results.depth} here, of {published.depth} there.")
+    sentences += _chance(results, published)
+    if any(e.conditional for row in rows(results, published) for e in (*_each(row.ours), *_each(row.theirs))):
+        sentences.append("Where only one split counts, units are seeds: conditional on this split.")
+    return sentences
+
+
+def _each(lines: Lines) -> list[Estimate]:
+    return [e for means in lines.values() for e in means.values()]
+
+
+def _chance(results: Results, published: Results) -> list[str]:
+    """That the same loss in points is not the same where chance differs."""
+    levels = [_level(scopes.main(r)) for r in (results, published)]
+    if levels[0] == levels[1]:
+        return []
+    text = "Chance differs with the number of classes: in Figure 2 {} here, {} there".format(*map(_percent, levels))
+    last = rows(results, published)[-1]
+    if "random" in last.ours and "random" in last.theirs:
+        where = [scopes.random_filters(r)[0] for r in (results, published)]
+        rooms = [100 * (figure2.lines_of(s, "base")[0].mean - _level(s)) for s in where]
+        text += "; for random filters {} here, {} there".format(*(_percent(_level(s)) for s in where))
+        text += ", so at chance they lie {:.1f} points below base here, {:.1f} there".format(*rooms)
+    return [f"{text}."]
+
+
+def _level(scope: Scope) -> float:
+    """Chance, the mean over tasks."""
+    return float((1 / scope.frame.drop_duplicates("task")["classes"]).mean())
+
+
+def _percent(level: float) -> str:
+    return f"{100 * level:.3g} %" if level == level else "unknown"
+
+
 def tables(results: Results, published: Results) -> list[Table]:
-    """Figure 2 relative to own base, and Table 1, each as ours, theirs, difference."""
-    ours, theirs = scopes.main(results), scopes.main(published)
-    mine, yours = figure2_paired.differences(ours, "base"), figure2_paired.differences(theirs, "base")
-    rows, records = [], []
-    ns = sorted({n for t in mine for n in mine[t]} & {n for t in yours for n in yours[t]})
-    for treatment in (t for t in CURVES if t in mine):
-        lines: list[list[str]] = [[f"{SHORT[treatment]} {who}"] for who in ("ours", "authors", "difference")]
-        for n in ns:
-            a, b = mine[treatment].get(n), yours.get(treatment, {}).get(n)
-            gap = points(a.mean - b.mean) if a and b else ""
-            texts = [f"{points(e.mean)} ({e.units})" if e else "" for e in (a, b)]
-            for line, text in zip(lines, [*texts, gap], strict=True):
-                line.append(text)
-            records.append({"treatment": treatment, "n": n, "ours": texts[0], "authors": texts[1], "difference": gap})
-        rows += lines
-    columns = ["points, in brackets units", *[f"n = {n}" for n in ns]]
-    notes = ["Relative to the base of the same task and seed. Two studies share no task: no interval, no test."]
-    found = [Table("comparison", "Figure 2, relative to own base", columns, rows, records, notes)]
-    one, two = table1.tables(ours, results.depth)[0], table1.tables(theirs, published.depth)[0]
+    """The figures above and Table 1, each as ours, theirs, difference."""
+    found = [_table(row) for row in rows(results, published)]
+    found[0] = replace(found[0], notes=[*found[0].notes, *terms(results, published)])
+    one, two = (table1.tables(scopes.main(r), r.depth)[0] for r in (results, published))
     both = []
     for row in one.rows:
         other = next((r for r in two.rows if r[0] == row[0].split(" ")[0]), None)
         both.append([row[0], row[1], other[1] if other else "-", row[2], other[2] if other else "-"])
     columns = ["layers kept", "over baseB: ours", "authors", "over BnB+: ours", "authors"]
-    found.append(
-        Table(
-            "comparison",
-            "Table 1, pooled",
-            columns,
-            both,
-            [],
-            [f"The authors' runs: {note}" for note in two.notes[2:3]],
-        )
-    )
-    return found
+    notes = [f"The authors' runs: {note}" for note in two.notes[2:3]]
+    return [*found, Table("comparison", "Table 1, pooled", columns, both, [], notes)]
+
+
+def _table(row: Row) -> Table:
+    gaps = differences(row.ours, row.theirs)
+    ns = sorted({n for m in row.ours.values() for n in m} & {n for m in row.theirs.values() for n in m})
+    lines = []
+    for name, means in row.ours.items():
+        for who, found in (("ours", means), ("authors", row.theirs.get(name, {})), ("difference", gaps.get(name, {}))):
+            cells = [f"{points(e.mean)}{DAGGER if e.diverged else ''}" if (e := found.get(n)) else "" for n in ns]
+            if who != "difference":
+                cells = [f"{text} ({found[n].units})" if text else "" for text, n in zip(cells, ns, strict=True)]
+            lines.append([f"{row.labels[name]} {who}", *cells])
+    columns = ["points, in brackets units", *[f"n = {n}" for n in ns]]
+    dead = sum(e.diverged for e in (*_each(row.ours), *_each(row.theirs)))
+    notes = [f"Relative to the base of the same task and seed; difference: ours - authors. {UNPAIRED}"]
+    notes += [diverged_note(dead)] if dead else []
+    return Table("comparison", f"{row.title}, relative to own base", columns, lines, [], notes)

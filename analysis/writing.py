@@ -129,8 +129,9 @@ def _figures(
             comparison.reason_against(results),
             lambda: comparison.draw(results, published),
             "Side by side",
-            "Three columns: this study, the authors' networks, and the difference; the numbers are in the table below.",
-            "Figures 2 and 3 in the paper's layout: ours, the authors', ours minus theirs.",
+            "Three columns: this study, the authors' networks, the first minus the second, each relative to its own "
+            "base in points; the numbers are in the tables below.",
+            "Figures 2 and 3 in the paper's layout, relative to own base: ours, the authors', ours minus theirs.",
         ),
     }
     paths: list[Path] = []
