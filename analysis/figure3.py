@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from analysis import placing, style
+from analysis import figure2, placing, style
 from analysis import scope as scopes
 from analysis.contrasts import contrast
 from analysis.scope import Scope
@@ -122,25 +122,27 @@ def draw(results: Results, published: Results | None = None) -> Figure:
     found = curves(results)
     other, filters = scopes.other(results), scopes.random_filters(results)
     extra = any(c.normalized and c.chance > NORMALIZED_FROM for c in found)
-    fig = style.figure(14, 19 if extra else 12.5)
-    grid = fig.add_gridspec(5 if extra else 3, 2, hspace=0.5 if extra else 0.42, wspace=0.24)
+    fig = style.figure(14, 20.5 if extra else 14)
+    counts = 0.25 if extra else 0.4  # room under the top panels
+    heights = [1, counts, 1, 1, *([1, 1] if extra else [])]
+    grid = fig.add_gridspec(len(heights), 2, height_ratios=heights, hspace=0.5 if extra else 0.42, wspace=0.34)
     _targets(fig.add_subplot(grid[0, 0]), other, results.depth)
     _filters(fig.add_subplot(grid[0, 1]), filters[0] if filters else None, results.depth)
-    lower = fig.add_subplot(grid[1:3, :])
+    lower = fig.add_subplot(grid[2:4, :])
     _relative(lower, found, results.depth, curves(published) if published else [])
     last = lower
     if extra:
-        last = fig.add_subplot(grid[3:5, :])
+        last = fig.add_subplot(grid[4:6, :])
         _share(last, found, results.depth)
     last.set_xlabel("Layer n at which network is chopped and retrained")
-    rows = [(_row_name(c), c.relative) for c in found]
+    rows = [(row_name(c), c.relative) for c in found]
     top = -0.2
     style.count_rows(last, rows, "units (pairs)", top=top, step=0.06)
     _caption(last, results, found, top - 0.06 * (len(rows) + 0.8))
     return fig
 
 
-def _row_name(curve: Curve) -> str:
+def row_name(curve: Curve) -> str:
     if curve.look == "random":
         return "random filters"
     return curve.label.removeprefix("mean AnB, ").removesuffix(" split")
@@ -148,7 +150,7 @@ def _row_name(curve: Curve) -> str:
 
 def _caption(ax: Axes, results: Results, found: list[Curve], y: float) -> None:
     said = ["Minus the base of the same task and seed. Whiskers: 95 % Student-t, from 3 units up."]
-    alone = [_row_name(c) for c in found if any(e.conditional for e in c.relative.values())]
+    alone = [row_name(c) for c in found if any(e.conditional for e in c.relative.values())]
     if alone:
         said.append(f"Units are seeds, conditional on one split: {', '.join(alone)}.")
     other = scopes.other(results)
@@ -172,13 +174,16 @@ def _targets(ax: Axes, other: Scope | None, depth: int) -> None:
     if other is None:
         return _nothing(ax, "no other split in this study")
     frame = other.frame[other.frame["treatment"].isin(["base", "transfer"]) & other.frame["score"].notna()]
+    rows = []
     for target, own in frame.groupby("target", sort=True):
         name = HALVES.get(str(target), str(target)) if other.population == "semantic" else str(target)
-        means = own.groupby("n")["score"].mean()
+        half = Scope(own, other.population)
+        means = {**figure2.lines_of(half, "base"), **figure2.lines_of(half, "transfer")}
+        rows.append((name, means))
         mark = style.MARKS["semantic"]
         ax.plot(
-            means.index,
-            means,
+            list(means),
+            [e.mean for e in means.values()],
             color=mark.color,
             lw=2,
             ls=mark.line if target == "A" else "-",
@@ -188,6 +193,7 @@ def _targets(ax: Axes, other: Scope | None, depth: int) -> None:
         style.points(ax, "semantic", list(own["n"]), list(own["score"]), list(own["status"] == "diverged"), scale=0.7)
     _top_axis(ax, depth, list(frame["score"]))
     placing.legend(ax, *ax.get_legend_handles_labels(), fontsize=12)
+    _counts(ax, rows)
     return None
 
 
@@ -198,10 +204,10 @@ def _filters(ax: Axes, scope: Scope | None, depth: int) -> None:
     frame = scope.frame[scope.frame["score"].notna()]
     own = frame[frame["treatment"] == "random"]
     base = frame[(frame["treatment"] == "base") & frame["task"].isin(own["task"].unique())]
-    means: dict[int, float] = {0: float(base["score"].mean())} if len(base) else {}
-    means |= {int(str(n)): float(v) for n, v in own.groupby("n")["score"].mean().items()}
+    start = figure2.lines_of(Scope(base, scope.population), "base")
+    means = {**start, **figure2.lines_of(scope, "random")}
     mark = style.MARKS["random"]
-    ax.plot(list(means), list(means.values()), color=mark.color, lw=2, ls=mark.line, zorder=2)
+    ax.plot(list(means), [e.mean for e in means.values()], color=mark.color, lw=2, ls=mark.line, zorder=2)
     style.points(ax, "random", list(own["n"]), list(own["score"]), list(own["status"] == "diverged"), scale=0.8)
     style.points(ax, "base", [0] * len(base), list(base["score"]), list(base["status"] == "diverged"), scale=0.8)
     _top_axis(ax, depth, [0.0, *own["score"], *base["score"]])
@@ -209,7 +215,12 @@ def _filters(ax: Axes, scope: Scope | None, depth: int) -> None:
     if len(chance) and chance.max() > NORMALIZED_FROM:
         ax.axhline(float(chance.mean()), color="#777777", lw=1, ls=":")
         ax.text(depth - 1, float(chance.mean()), "chance", size=11, ha="right", va="bottom", color="#444444")
+    _counts(ax, [("random", means)])
     return None
+
+
+def _counts(ax: Axes, rows: list[tuple[str, dict[int, Estimate]]]) -> None:
+    style.count_rows(ax, rows, "units (networks)", top=-0.27, step=0.13)
 
 
 def _nothing(ax: Axes, text: str) -> None:
@@ -239,7 +250,7 @@ def _relative(ax: Axes, found: list[Curve], depth: int, published: list[Curve]) 
             marker=".",
             ms=5,
             zorder=1.8,
-            label=f"published: {_row_name(theirs)}",
+            label=f"published: {row_name(theirs)}",
         )
         if theirs.look != "random":
             seen += ys
@@ -247,15 +258,16 @@ def _relative(ax: Axes, found: list[Curve], depth: int, published: list[Curve]) 
         style.curve(ax, curve.look, curve.relative, markers=True)
         _start(ax, curve, curve.relative, 0.0, 100.0)
         ends.append(
-            (float(max(curve.relative)), 100 * curve.relative[max(curve.relative)].mean, _row_name(curve), "black")
+            (float(max(curve.relative)), 100 * curve.relative[max(curve.relative)].mean, row_name(curve), "black")
         )
         if curve.look != "random":
             seen += [100 * v for e in curve.relative.values() for v in (e.interval or (e.mean,))]
-    filters = [100 * e.mean for c in found if c.look == "random" for e in c.relative.values()]
+    fallen = [e for c in found if c.look == "random" for e in c.relative.values()]
+    filters = [100 * e.mean for e in fallen]
     low, high = min(seen), max(seen)
     low, high = (FRAME[0], max(FRAME[1], high + 0.5)) if -30 <= low < -15 else (low * 1.15 - 0.5, high + 1)
     if filters and (min(filters) > 1.6 * low or len(found) == 1):
-        low = min(low, min(filters) * 1.06)
+        low = min(low, *(106 * (e.interval or (e.mean,))[0] for e in fallen))
     gone = [v for v in filters if v < low]
     ax.set_ylim(low, high)
     ax.set_xlim(-0.2, depth - 1 + 0.3)
@@ -280,7 +292,7 @@ def _share(ax: Axes, found: list[Curve], depth: int) -> None:
         values = [v for e in curve.normalized.values() for v in (e.interval or (e.mean,))]
         seen += [max(v, -0.1) for v in values]
         ends.append(
-            (float(max(curve.normalized)), curve.normalized[max(curve.normalized)].mean, _row_name(curve), "black")
+            (float(max(curve.normalized)), curve.normalized[max(curve.normalized)].mean, row_name(curve), "black")
         )
     ax.axhline(0, color="#777777", lw=1, ls=":")
     ax.text(0.02, 0, "chance", size=11, va="bottom", color="#444444")

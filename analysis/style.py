@@ -272,14 +272,16 @@ def count_rows(
     from matplotlib.transforms import blended_transform_factory
 
     place = blended_transform_factory(ax.transData, ax.transAxes)
-    ax.text(-0.01, top, head, transform=ax.transAxes, size=11, ha="right", va="center", color="#444444", style="italic")
-    for i, (label, found) in enumerate(rows):
+    size = 11 if ax.get_window_extent().width > 8 * ax.figure.dpi else 9  # n stand closer in a narrow panel
+    label: dict[str, Any] = {"transform": ax.transAxes, "size": size, "ha": "right", "va": "center"}
+    ax.text(-0.03, top, head, color="#444444", style="italic", **label)
+    for i, (name, found) in enumerate(rows):
         y = top - step * (i + 1)
-        ax.text(-0.01, y, label, transform=ax.transAxes, size=11, ha="right", va="center", color="#222222")
+        ax.text(-0.03, y, name, color="#222222", **label)
         for x, estimate in found.items():
             dead = "" if not estimate.diverged else f" ×{estimate.diverged}"
             text = f"{estimate.units} ({estimate.cells}){dead}"
-            ax.text(x, y, text, transform=place, size=11, ha="center", va="center", color="#222222")
+            ax.text(x, y, text, transform=place, size=size, ha="center", va="center", color="#222222")
 
 
 def caption(ax: Axes, said: Sequence[str], y: float, width: int = 138) -> None:

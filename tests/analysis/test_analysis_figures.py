@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 
 import analysis
-from analysis import figure2, placing, preserved, reference, style, supplement, verdicts
+from analysis import figure2, figure3, placing, preserved, reference, style, supplement, verdicts
 from analysis import scope as scopes
 from analysis.results import Results, check, read
 
@@ -224,3 +224,12 @@ def test_preserved_layers_are_written_only_where_there_are_some(tmp_path: Path) 
     analysis.write(made_up.folder(tmp_path / "second", made_up.study(splits=(0,))), tmp_path / "out")
     assert not files & {p.name for p in (tmp_path / "out").iterdir()}
     assert "reserve" not in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_top_panels_of_figure3_say_how_many_networks_stand_behind_them(authors: Results) -> None:
+    """Units and networks under every n, diverged ones counted."""
+    left, right = figure3.draw(authors).axes[:2]
+    counts = [[t.get_text() for t in ax.texts if re.match(r"\d+ \(", t.get_text())] for ax in (left, right)]
+    assert counts[0] == ["1 (1)"] * 16, "two targets, n = 0 to 7"
+    assert counts[1] == [f"1 (1){' ×1' if n in (3, 7) else ''}" for n in range(8)]
+    assert {"natural", "man-made"} <= {t.get_text() for t in left.texts}
