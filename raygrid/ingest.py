@@ -232,7 +232,9 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m raygrid.ingest",
         description="Turn a folder of images into a data set that raygrid can train on.",
         epilog="SRC is one of: a folder with train/CLASS/IMAGES and val/CLASS/IMAGES (or test/); ILSVRC2012's folders, "
-        "where val/ may be flat with a ground-truth file; Parquet files as Hugging Face writes them. Run the same "
+        "where val/ may be flat with a ground-truth file; a folder with CLASS/IMAGES alone; Parquet files as Hugging "
+        "Face writes them. Of CLASS/IMAGES alone, 1 in 10 images of each class (at least one) is held out for testing, "
+        "those whose CLASS/FILE has the smallest sha256; with --test SRC2 all of them are for training. Run the same "
         "command again after an interruption: it goes on where it stopped. Exit codes: 0 the data set is whole; "
         "2 wrong input; 3 DEST cannot be used (a full disk, refused); 130 interrupted.",
     )
@@ -272,10 +274,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         manifest = ingest(options.pop("src"), options.pop("dest"), **options)
     except (RaygridError, OSError, KeyboardInterrupt) as error:
         return ended_by(error)
+    held = manifest.preprocessing.get("test part", "")
+    held = held and f"test part: {held}\n"
     print(
         f"{manifest.name}: {sum(manifest.train):,} training and {sum(manifest.test):,} test images of "
         f"{len(manifest.classes)} classes, {manifest.image_size} pixels\n"
-        f"left out: {manifest.preprocessing['left out']}\n"
+        f"{held}left out: {manifest.preprocessing['left out']}\n"
         f"in both parts: {manifest.preprocessing['in both parts']}\n"
         f"content hash: {manifest.sha256}\n"
         f"in a study:   dataset: {{name: {manifest.name}, path: {dest}, sha256: {manifest.sha256[:16]}}}"

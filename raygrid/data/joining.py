@@ -14,13 +14,16 @@ from raygrid.data.decode import describe
 from raygrid.data.making import Done, Options, Unit
 from raygrid.data.manifest import MANIFEST, Manifest, Part
 from raygrid.data.shards import part_digest
-from raygrid.data.sources import Listing
+from raygrid.data.sources import HELD_OUT, Listing
 from raygrid.errors import DataError
 from raygrid.store import Store
 
 UNREADABLE = "unreadable.csv"
 UNREADABLE_COLUMNS = ("part", "file", "reason")
 DUPLICATES = "duplicates.csv"
+HOW_HELD_OUT = (
+    f"held out: of each class, the 1 in {HELD_OUT} images (at least one) whose CLASS/FILE has the smallest sha256"
+)
 
 
 def join(
@@ -56,6 +59,7 @@ def join(
         image_size=options.size,
         preprocessing={
             **describe(options.size, options.keep_aspect),
+            **({"test part": HOW_HELD_OUT} if listing.held_out else {}),
             "left out": f"{len(unreadable)} unreadable images ({UNREADABLE})",
             "in both parts": f"{len(repeated)} test images have the pixels of a training image ({DUPLICATES})",
         },

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import sha256
+from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +17,8 @@ from raygrid.errors import DataError
 ENDINGS = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 TEST_FOLDERS = ("val", "valid", "validation", "test")
 """the first that exists holds the test images"""
+HELD_OUT = 10
+"""one in so many images of a class is for testing where a source has no test part"""
 
 
 class Entry(NamedTuple):
@@ -40,15 +44,17 @@ class Listing:
     entries: dict[Part, list[Entry]]
     ignored: int = 0
     """files whose names do not end like an image's"""
+    held_out: bool = False
+    """whether the source had no test part, and `_hold_out` made one"""
 
 
 def list_source(source: Path, test: Path | None = None, ground_truth: Path | None = None) -> Listing:
     """List a source. Raises DataError where it is none, or where its two parts do not fit together.
 
     Folders: `source/train/CLASS/...` and `source/{val,valid,validation,test}/CLASS/...`, or `source/CLASS/...` with the
-    test images in `test`; a test folder without class folders needs `ground_truth`. Classes are ordered by name, images
-    by class and path. Parquet: files named train-*, validation-* (or test-*), or two folders of them; order as in the
-    files; classes as `raygrid.data.parquet` says.
+    test images in `test`, or held out of each class where there is no `test`; a test folder without class folders needs
+    `ground_truth`. Classes are ordered by name, images by class and path. Parquet: files named train-*, validation-*
+    (or test-*), or two folders of them; order as in the files; classes as `raygrid.data.parquet` says.
     """
     for path in (source, test, ground_truth):
         if path is not None and not path.exists():
@@ -71,10 +77,12 @@ def _folders(source: Path, test: Path | None, ground_truth: Path | None) -> List
     train = source / "train" if (source / "train").is_dir() else source
     if test is None:
         found = [source / name for name in TEST_FOLDERS if (source / name).is_dir()]
+        if train is source and not found and ground_truth is None and len(_subfolders(source)) > 1:
+            return _hold_out(source)
         if train is source or not found:
             raise DataError(
-                f"ingest: {source}: expected train/CLASS/IMAGES and one of {', '.join(TEST_FOLDERS)} in it (or Parquet "
-                "files); give the folder of test images with --test"
+                f"ingest: {source}: expected train/CLASS/IMAGES and one of {', '.join(TEST_FOLDERS)} in it, or folders "
+                "of two classes or more (or Parquet files); give the folder of test images with --test"
             )
         test = found[0]
     classes = _subfolders(train)
@@ -108,6 +116,27 @@ def _folders(source: Path, test: Path | None, ground_truth: Path | None) -> List
         {"train": entries, "test": test_entries},
         ignored + more,
     )
+
+
+def _hold_out(source: Path) -> Listing:
+    """Class folders alone: of each class, the one in ten images (at least one) whose CLASS/FILE has the smallest sha256
+    are for testing. Names alone decide, so that the same folder is parted alike everywhere."""
+    classes = _subfolders(source)
+    entries, ignored = _class_entries(source, classes)
+    tests: set[Entry] = set()
+    for label, held in groupby(entries, lambda entry: entry.label):
+        order = sorted(held, key=lambda entry: sha256(entry.file.encode()).digest())
+        if len(order) == 1:
+            raise DataError(
+                f"ingest: {source / classes[label]}: a single image, so that none is left to train on when one is held "
+                "out for testing; add images, remove the class, or give the folder of test images with --test"
+            )
+        tests.update(order[: max(1, len(order) // HELD_OUT)])
+    parts: dict[Part, list[Entry]] = {
+        "train": [entry for entry in entries if entry not in tests],
+        "test": [entry for entry in entries if entry in tests],
+    }
+    return Listing("folders", tuple(classes), {"train": str(source), "test": str(source)}, parts, ignored, True)
 
 
 def _subfolders(folder: Path) -> list[str]:

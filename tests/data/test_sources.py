@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -115,9 +116,35 @@ def empty(path: Path) -> None:
     path.mkdir()
 
 
+def test_without_a_test_part_one_in_ten_images_of_each_class_is_held_out_by_its_name(
+    own_folder: Path, tmp_path: Path
+) -> None:
+    source = own_folder / "train"
+    for number in range(21):
+        (source / "sun" / "more").mkdir(exist_ok=True)
+        shutil.copy(source / "sun" / "train_001.JPEG", source / "sun" / "more" / f"{number}.jpg")
+    for path in sorted((source / "bus").iterdir())[2:]:
+        path.unlink()
+    listing = list_source(source)
+    assert listing.held_out and listing.classes == CLASSES and listing.ignored == 1
+    parts = {part: [entry.file for entry in held] for part, held in listing.entries.items()}
+    files = sorted(str(path.relative_to(source)) for path in source.rglob("[t0-9]*.[pjJ]*"))
+    assert sorted(parts["train"] + parts["test"]) == files and all(held == sorted(held) for held in parts.values())
+    for name, count in {"bus": 1, "car": 2, "cloud": 2, "sun": 4}.items():
+        own = sorted((f for f in files if f.startswith(f"{name}/")), key=lambda f: sha256(f.encode()).hexdigest())
+        assert [f for f in parts["test"] if f in own] == sorted(own[:count])
+    for path in source.rglob("*.JPEG"):
+        path.write_bytes(b"other bytes")
+    again = list_source(Path(shutil.copytree(source, tmp_path / "elsewhere")))
+    assert {part: [entry.file for entry in held] for part, held in again.entries.items()} == parts
+    given = list_source(source, test=own_folder / "val")
+    assert [e.file for e in given.entries["train"]] == files and not given.held_out, "with a test part all is training"
+
+
 WRONG_FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "nothing": (lambda r: empty(r), "expected train/CLASS/IMAGES and one of val"),
     "no test": (lambda r: remove(r / "val"), "give the folder of test images with --test"),
+    "one class without parts": (lambda r: (remove(r / "val"), (r / "train").rename(r / "all")), "two classes or more"),
     "flat": (lambda r: flat(r), "--ground-truth"),
     "class only in train": (
         lambda r: remove(r / "val" / "sun"),
@@ -129,6 +156,18 @@ WRONG_FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no classes": (lambda r: empty(r / "train"), "no class folders"),
     "name": (lambda r: (r / "train" / "sun" / "a\nb.jpg").touch(), "rename"),
 }
+
+
+def test_nothing_can_be_held_out_of_a_single_image(own_folder: Path, tmp_path: Path) -> None:
+    for path in sorted((own_folder / "train" / "car").iterdir())[1:]:
+        path.unlink()
+    with pytest.raises(DataError, match=r"train.car: a single image, .* none is left to train on .*--test") as caught:
+        list_source(own_folder / "train")
+    assert "\n" not in str(caught.value)
+    assert list_source(own_folder / "train", test=own_folder / "val").classes == CLASSES
+    (tmp_path / "truth.txt").touch()
+    with pytest.raises(DataError, match=r"expected train/CLASS/IMAGES .* --test"):
+        list_source(own_folder / "train", ground_truth=tmp_path / "truth.txt")
 
 
 @pytest.mark.fault("a folder that is no data set")
