@@ -6,9 +6,9 @@
 The images are JPEGs about as large as ImageNet's (500 x 375 pixels, 85 KB): mosaics of CIFAR-10 photographs where they
 are in the cache, else of icons; one in 200 is damaged (and must be left out and listed). With `--kill` the run is
 killed with SIGKILL half way and resumed. Prints one JSON line last. `cpu_of_decoding` is the share of the CPU time of
-ingest that decoding alone would need: it holds on a busy machine too. Beside it stands what a machine allows that must
-also write the pixels: processes that decode and write to plain files, and do nothing else (`of_decode_and_write`); where
-fresh memory is dear (virtual machines), that is far below decoding alone.
+ingest (of both runs, where one was killed) that decoding alone would need: it holds on a busy machine too. Beside it
+stands what a machine allows that must also write the pixels: processes that decode and write to plain files, and do
+nothing else (`of_decode_and_write`); where fresh memory is dear (virtual machines), that is far below decoding alone.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 from PIL import Image
 
 from raygrid.data.arrays import Images, open_folder
@@ -91,17 +92,21 @@ def decode_rates(files: list[Path], size: int, processes: int, out: Path) -> lis
         alone = pool.submit(decode_rate, files, size).result()
         together = list(pool.map(decode_rate, *zip(*[(files, size)] * processes, strict=True)))
         writing = list(pool.map(decode_rate, *zip(*[(files, size, str(out))] * processes, strict=True)))
-    return [alone, *(tuple(map(sum, zip(*rates, strict=True))) for rates in (together, writing))]
+    return [
+        alone,
+        *((sum(wall), sum(cpu)) for wall, cpu in (zip(*rates, strict=True) for rates in (together, writing))),
+    ]
 
 
 def cpu_seconds() -> float:
-    """CPU seconds of all child processes that ended, and of theirs."""
+    """CPU seconds of all child processes that ended, and of theirs; not of those whose parent was killed."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
 
-def run(source: Path, dest: str, size: int, workers: int, kill_at: int | None = None) -> tuple[float, bool]:
-    """Seconds of one `python -m raygrid.ingest`; with `kill_at` it is killed when so many shards are made."""
+def run(source: Path, dest: str, size: int, workers: int, kill_at: int | None = None) -> tuple[float, float, bool]:
+    """Seconds and CPU seconds of one `python -m raygrid.ingest`, and whether it was killed: with `kill_at`, when so
+    many shards are made."""
     command = [
         sys.executable,
         "-m",
@@ -114,19 +119,20 @@ def run(source: Path, dest: str, size: int, workers: int, kill_at: int | None = 
         str(workers),
     ]
     command += ["--on-error", "skip", "--max-skipped", "1000000", "--name", "benchmark"]
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), cpu_seconds()
     process = subprocess.Popen(command, stdout=sys.stderr)
-    killed = False
+    killed, orphans = False, 0.0
     if kill_at is not None:
         store = Store(dest)
         while process.poll() is None and not killed:
             time.sleep(0.2)
             if sum(1 for path in store.list(".ingest") if "job" not in path) >= kill_at:
+                orphans = sum(sum(p.cpu_times()[:2]) for p in psutil.Process(process.pid).children(recursive=True))
                 process.kill()
                 killed = True
     if process.wait() and not killed:
         raise SystemExit(f"ingest failed: exit code {process.returncode}")
-    return time.perf_counter() - start, killed
+    return time.perf_counter() - start, cpu_seconds() - cpu + orphans, killed
 
 
 def main() -> dict[str, Any]:
@@ -158,11 +164,10 @@ def measure(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     dest = options.dest or str(scratch / "out")
     count = len(files) + len(list(root.glob("val/*/*.jpg")))
     shards = -(-count // shard_images(options.size, SHARD_MB))
-    lost, killed = run(root, dest, options.size, options.workers, shards // 2) if options.kill else (0.0, False)
-    cpu = cpu_seconds()
-    spent, _ = run(root, dest, options.size, options.workers)
+    once = (root, dest, options.size, options.workers)
+    lost, lost_cpu, killed = run(*once, shards // 2) if options.kill else (0.0, 0.0, False)
+    spent, cpu, _ = run(*once)
     manifest = read_manifest(dest)
-    cpu = cpu_seconds() - cpu
     rate = count / (spent + lost)
     figures = {
         "benchmark": "ingest",
@@ -178,7 +183,7 @@ def measure(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         "of_cores_x_one_thread": round(rate / (options.workers * alone[0]), 3),
         "of_all_at_once": round(rate / together[0], 3),
         "of_decode_and_write": round(rate / writing[0], 3),
-        "cpu_of_decoding": None if killed else round(count / cpu / (together[1] / options.workers), 3),
+        "cpu_of_decoding": round(count / (cpu + lost_cpu) / (together[1] / options.workers), 3),
         "load_average": round(os.getloadavg()[0], 1),
         "seconds": round(spent + lost, 1),
         "killed": killed,

@@ -3,6 +3,7 @@ policy is obeyed."""
 
 import csv
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -24,8 +25,9 @@ from raygrid.data.arrays import open_arrays, open_folder, publish
 from raygrid.data.cache import verify
 from raygrid.data.known import facts, prepare
 from raygrid.data.manifest import read_manifest
+from raygrid.data.sources import list_source
 from raygrid.errors import DataError, EnvironmentError_, StoreError
-from raygrid.ingest import ingest, main
+from raygrid.ingest import ingest, main, parser
 from raygrid.store import Store
 from raygrid.study import Dataset
 
@@ -184,6 +186,61 @@ def test_killed_and_resumed(image_folder: Path, tmp_path: Path) -> None:
     assert not made
 
 
+@pytest.mark.s3
+def test_killed_and_resumed_on_s3(
+    s3_server: dict[str, str], image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One unkilled run into a folder; a run into a bucket, killed and resumed: one content hash."""
+    for name, value in s3_server.items():
+        monkeypatch.setenv(name, value)
+    options = {"size": 512, "shard_mb": 0.8, "name": "mine"}
+    whole = ingest(image_folder, tmp_path / "whole", **options, **QUIET)
+    url = "s3://data/killed"
+    store = Store(url)
+    command = [sys.executable, "-m", "raygrid.ingest", str(image_folder), url, "--workers", "2", "--name", "mine"]
+    process = subprocess.Popen([*command, "--size=512", "--shard-mb=0.8"], stderr=subprocess.DEVNULL)
+
+    def notes() -> dict[str, bytes]:
+        return store.find_many([path for path in store.list(".ingest") if "job" not in path])
+
+    while len(notes()) < 5:
+        assert process.poll() is None, "it ended before it could be killed"
+        time.sleep(0.01)
+    workers = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.wait()
+    assert store.find("manifest.json") is None, "it ended before it could be killed"
+    _, alive = psutil.wait_procs(workers, timeout=10)
+    assert not alive, "worker processes outlived their parent"
+    before = notes()
+    made: list[making.Unit] = []
+
+    def counting(function: Any, items: Any) -> Iterable[Any]:
+        made.extend(items)
+        return map(function, items)
+
+    resumed = ingest(image_folder, url, **options, progress=False, parallel_map=counting)
+    assert resumed.sha256 == whole.sha256 and resumed == whole
+    assert len(made) == 124 - len(before), "finished shards were made again"
+    assert before.items() <= notes().items()
+    folder = tmp_path / "fetched"
+    folder.mkdir()
+    for path in store.list():
+        if "/" not in path:
+            (folder / path).write_bytes(store.get(path))
+    verify(folder, resumed)
+
+
+def test_the_benchmark_knows_the_cpu_time_of_a_run_that_is_killed(image_folder: Path, tmp_path: Path) -> None:
+    """Workers whose parent was killed are nobody's children: what they used must be asked before."""
+    from benchmarks.ingest import run
+
+    _, much, killed = run(image_folder, str(tmp_path / "killed"), 4096, 1, kill_at=6)  # two images a shard
+    _, little, ended = run(image_folder, str(tmp_path / "whole"), 64, 1)
+    assert killed and not ended
+    assert much > 2 * little, "12 images of 4096 pixels a side cost more than two starts"
+
+
 @pytest.mark.fault("a shard that is gone")
 def test_a_note_whose_shard_is_gone_is_not_believed(image_folder: Path, tmp_path: Path) -> None:
     first = ingest(image_folder, tmp_path / "out", size=24, shard_mb=0.01, **QUIET)
@@ -278,6 +335,34 @@ def test_to_s3_and_back(
 
 def _never(function: Any, items: Any) -> Iterable[Any]:
     raise AssertionError("made again")
+
+
+def test_class_folders_alone(image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The README's command for images of one's own."""
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    (line,) = re.findall(r"^python -m raygrid\.ingest ~/images (.*?)  +#.* one folder a class", readme, re.M)
+    source, out = image_folder / "train", tmp_path / "out"
+    arguments = line.replace("~/images-64", str(out)).split()
+    assert main([str(source), *arguments]) == 0
+    made = read_manifest(out)
+    verify(out, made)
+    assert made.train == (22,) * 4 and made.test == (2,) * 4 and made.image_size == 64
+    assert "1 in 10 images (at least one)" in made.preprocessing["test part"]
+    said = capsys.readouterr().out
+    assert made.preprocessing["test part"] in said
+    assert "CLASS/FILE has the smallest sha256" in " ".join(parser().format_help().split())
+    # the same files in the same parts, but parted by hand, are another job with the same hash
+    listing = list_source(source)
+    for part, folder in (("train", "train"), ("test", "val")):
+        for entry in listing.entries[part]:
+            (tmp_path / "parted" / folder / entry.file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source / entry.file, tmp_path / "parted" / folder / entry.file)
+    parted = ingest(tmp_path / "parted", tmp_path / "other", size=64, **QUIET)
+    assert parted.sha256 == made.sha256 and "test part" not in parted.preprocessing
+    with pytest.raises(DataError, match="begun with other images or options"):
+        ingest(tmp_path / "parted", out, size=64, **QUIET)
+    whole = ingest(source, tmp_path / "whole", test=image_folder / "val", size=24, **QUIET)
+    assert whole.sha256 == ingest(image_folder, tmp_path / "plain", size=24, **QUIET).sha256
 
 
 def test_parquet(image_folder: Path, tmp_path: Path) -> None:
