@@ -18,6 +18,7 @@ from raygrid.store import Store
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from raygrid.cost import Ideal
     from raygrid.study import Study
 
 PLAN_FILE = "plan.json"
@@ -82,21 +83,37 @@ def show(
     line("present", f"{summary.existing} in the store, {missing} to train")
     if not missing:
         return None
-    line(
-        "sharing",
-        f"saves {rungs.independent.units - rungs.trunk_shared.units:.0f} trainings: "
-        f"{rungs.independent.units:.0f} trainings' worth of work if each network had its own base, "
-        f"{rungs.bases_shared.units:.0f} with bases shared, {rungs.trunk_shared.units:.0f} with frozen layers shared "
-        f"too; batches are made {summary.input_passes} times, not {missing}",
-    )
-    size = f"at most {summary.largest_cohort} networks"
-    line("work", f"{rungs.trunk_shared.flops:.3g} FLOP in {summary.cohorts} cohorts of {size}")
+    together = summary.largest_cohort > 1
+    alone = sum(2 if cell.treatment == "base-long" else 1 for cell in the_plan.cells if cell.address not in done)
+    if saved := _saved(rungs, together, summary.input_passes, alone):
+        line("sharing", saved)
+    size = f"at most {summary.largest_cohort} network{'s' * together}"
+    work = rungs.trunk_shared if together else rungs.backward_skipped
+    line("work", f"{work.flops:.3g} FLOP in {summary.cohorts} cohorts of {size}")
     line("memory", f"about {summary.peak_bytes / 1e9:.1f} GB for the largest cohort")
     if kind is None:
         return None
     where = f"{devices} CPU core{'s' * (devices > 1)}" if kind == "cpu" else f"{devices} {kind}"
     line("predicted", f"{duration(summary.seconds)} of training on {where}")
     return summary.seconds
+
+
+def _saved(rungs: Ideal, together: bool, passes: int, alone: int) -> str:
+    """What sharing saves, in words; empty where it saves nothing. `together`: whether any cohort has two networks;
+    `alone`: trainings' worth of batches if each network made its own."""
+    frozen = rungs.trunk_shared if together else rungs.backward_skipped
+    how = "with frozen layers shared too" if together else "with no backward pass through frozen layers"
+    steps = [(rungs.independent.units, "trainings' worth of work if each network had its own base")]
+    for units, words in ((rungs.bases_shared.units, "with bases shared"), (frozen.units, how)):
+        if round(units) < round(steps[-1][0]):
+            steps.append((units, words))
+    found = []
+    if len(steps) > 1:
+        worth = ", ".join(f"{units:.0f} {words}" for units, words in steps)
+        found.append(f"saves {steps[0][0] - steps[-1][0]:.0f} trainings: {worth}")
+    if passes < alone:
+        found.append(f"batches are made {passes} times, not {alone}")
+    return "; ".join(found)
 
 
 def _everything(url: str, the_plan: Plan, present: Mapping[str, Record]) -> dict[str, Record]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.worlds import TINY
+from tests.worlds import TINY, make_plan
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -50,6 +50,31 @@ def test_the_largest_study_is_priced_in_seconds(tmp_path: Path) -> None:
     spent = after.children_user + after.children_system - before.children_user - before.children_system
     assert spent < 5, f"{spent:.1f} CPU s"
     assert not any(tmp_path.iterdir()), "a dry run leaves nothing"
+
+
+def test_sharing_is_told_only_where_it_saves_something(tmp_path: Path, capsys: Any) -> None:
+    """On CPU cores too many for one cohort each, on several, on a plan without copies; and in the right direction."""
+    alone = ["--set", "execution.cohort=1"]
+    text = dry_run(capsys, tmp_path, *alone)
+    assert "batches are made" not in text and "layers shared" not in text
+    found = re.search(
+        r"saves (\d+) trainings: (\d+) trainings' .* own base, (\d+) with bases shared, (\d+) with no", text
+    )
+    assert found, text
+    saved, own, shared, forward = map(int, found.groups())
+    assert own > shared > forward and abs(own - forward - saved) <= 1
+    assert re.search(r"in \d+ cohorts of at most 1 network\n", text)
+    text = dry_run(capsys, tmp_path, "--set", "execution.workers=1")
+    found = re.search(r"(\d+) with frozen layers shared too; batches are made (\d+) times, not (\d+)", text)
+    assert found, text
+    trunk, passes, not_shared = map(int, found.groups())
+    plan = make_plan()
+    assert not_shared == len(plan.cells) + plan.counts["base-long"], "a base-long sees twice the images"
+    assert trunk < forward and passes < not_shared
+    text = dry_run(capsys, tmp_path, *alone, "--set", "treatments=[scratch]")
+    assert "sharing" not in text and re.search(r"work +[\d.]+e\+\d+ FLOP in 1 cohorts", text)
+    text = dry_run(capsys, tmp_path, *alone, "--set", "treatments=[base, scratch, base-long]")
+    assert "sharing" not in text, text
 
 
 def test_explain_names_the_fields_that_differ(world: Any, tmp_path: Path, capsys: Any) -> None:
