@@ -24,6 +24,7 @@ from raygrid.errors import StudyError
 from raygrid.networks import Normalization, StagedNetwork, StageModule
 from raygrid.optimize import Optimizer, learning_rate
 from raygrid.plan import Plan, plan
+from raygrid.prices import load_prices, quotes
 from raygrid.study import Augmentation, Recipe, Schedule, Study, bundled_studies
 from raygrid.transplant import assemble, freeze, initialise
 from tests.worlds import World, make_plan, make_world
@@ -400,6 +401,14 @@ def test_a_study_says_what_its_plan_comes_to(name: str) -> None:
     for hours, kind in re.findall(r"([0-9,.]+)(?: hours)? on one (H100|A100)", text):
         predicted = found.summary(devices=1, kind=kind).seconds / 3600
         assert float(hours.replace(",", "")) == pytest.approx(predicted, rel=0.01)
+    priced = re.search(r"([0-9,]+) USD and ([0-9,]+) hours on (\d+) (\w+)", text)
+    assert (priced is not None) == ("Price" in text), "a price is dollars, and the command that gives them"
+    if priced:
+        assert f"Price (`python -m raygrid.launch {name} --dry-run --cluster clusters/aws.yaml`" in text
+        (quote,) = quotes(found, ROOT / "clusters" / "aws.yaml", load_prices())
+        said = [float(number.replace(",", "")) for number in priced.groups()[:3]]
+        assert said == pytest.approx([quote.usd, quote.hours, quote.devices], rel=0.01)
+        assert quote.node.kind == priced[4] and quote.node.spot and f"spot, prices of {quote.node.date}" in text
     assert time.process_time() - begun < 5
 
 
