@@ -212,7 +212,7 @@ def _caption(ax: Axes, scope: Scope, found: Mapping[str, Mapping[int, Estimate]]
         said.append(f"Treatments cover different tasks ({covered}): compare them in the paired figure.")
     if any(e.diverged for m in found.values() for e in m.values()):
         said.append("× = diverged networks, included and marked.")
-    style.caption(ax, [*said, *notes], -0.155 - 0.042 * (len(found) + 0.6))
+    style.caption(ax, [*said, *filter(None, notes)], -0.155 - 0.042 * (len(found) + 0.6))
 
 
 def from_base(means: Mapping[int, Estimate], base: Estimate | None) -> dict[int, Estimate]:

@@ -152,7 +152,7 @@ def _caption(ax: Axes, results: Results, found: list[Curve], y: float) -> None:
     said = ["Minus the base of the same task and seed. Whiskers: 95 % Student-t, from 3 units up."]
     alone = [row_name(c) for c in found if any(e.conditional for e in c.relative.values())]
     if alone:
-        said.append(f"Units are seeds, conditional on one split: {', '.join(alone)}.")
+        said.append(f"Where only one split counts ({', '.join(alone)}), units are seeds: conditional on this split.")
     other = scopes.other(results)
     against = scopes.peers(results, other) if other else None
     if other is not None and against is not None:

@@ -58,6 +58,7 @@ class Page:
     """only where the study preserves layers"""
     table1: Sequence[Table]
     verdicts: Sequence[Judged]
+    verdict_notes: Sequence[str]
     comparison: Picture | None
     comparison_tables: Sequence[Table]
     learning: Picture | None

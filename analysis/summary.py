@@ -32,6 +32,8 @@ class Summary:
     notes: tuple[str, ...]
     verdicts: tuple[tuple[str, str], ...] = ()
     """claim and verdict, in the order of claims.py"""
+    interim: str = ""
+    """of an unfinished study, how much of it the verdicts stand on"""
 
     def markdown(self) -> str:
         """summary.md"""
@@ -45,7 +47,9 @@ class Summary:
         ]
         lines += [self.table.markdown()]
         if self.verdicts:
-            lines += ["## The paper's claims on these results", "", "Reasons and estimates: claims.md.", ""]
+            lines += ["## The paper's claims on these results", ""]
+            lines += [f"**{self.interim}**", ""] if self.interim else []
+            lines += ["Reasons and estimates: claims.md.", ""]
             lines += [f"- {claim}: **{verdict}**" for claim, verdict in self.verdicts] + [""]
         lines += ["## What is missing or diverged", ""]
         lines += [f"- {line}" for line in (tally(self.gaps), *self.gaps.lines)]
@@ -69,6 +73,7 @@ class Summary:
             said = [v for _, v in self.verdicts]
             counted = ", ".join(f"{said.count(v)} {v}" for v in ("supported", "contradicted", "not decided"))
             lines += ["", f"The paper's claims on these results: {counted} (claims.md)."]
+            lines += [self.interim] if self.interim else []
         return "\n".join([*lines, "", tally(self.gaps), *self.gaps.lines])
 
 
@@ -79,7 +84,18 @@ def summarise(results: Results, verdicts: Sequence[Judged] = ()) -> Summary:
     title = f"{results.study}: {count(found.cells, 'network')}, {scope.title}"
     said = tuple((v.claim.key, v.verdict) for v in verdicts)
     table = means(scope, results)
-    return Summary(title, results.question, answer(scope), table, found, results.notes, said)
+    return Summary(title, results.question, answer(scope), table, found, results.notes, said, interim(results))
+
+
+def interim(results: Results) -> str:
+    """Of a study whose plan has networks without any result: that its verdicts are not the last."""
+    planned, total = results.beside.get("cells"), results.beside.get("networks")
+    done = len(results.frame)
+    if isinstance(planned, list):
+        total, done = len(planned), len(set(map(str, planned)) & set(results.frame["cell"]))
+    if not isinstance(total, int) or done >= total:
+        return ""
+    return f"Interim: {done:,} of {total:,} networks. What is said of the claims may still change."
 
 
 def tally(gaps: gap.Gaps) -> str:
@@ -103,12 +119,12 @@ def answer(scope: Scope) -> tuple[str, str]:
     if tuned.identified:
         ns = _covered(tuned)
         two = f"Fine-tuning the copied layers too changes it, averaged over n = {span(ns)}, by "
-        two += f"{_said(tuned.at(ns))} against {_against(tuned)}"
+        two += f"{_said(tuned.over(ns))} against {_against(tuned)}"
     else:
         two = f"What transfer with fine-tuning gains is {NOT_IDENTIFIED}: {tuned.reason}"
     if control.identified:
         ns = _covered(control)
-        two += f", and by {_said(control.at(ns))} against BnB+, the control that never saw the other classes."
+        two += f", and by {_said(control.over(ns))} against BnB+, the control that never saw the other classes."
     else:
         two += (
             f"; against BnB+, the control that never saw the other classes, it is {NOT_IDENTIFIED}: {control.reason}."

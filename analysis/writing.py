@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -48,7 +49,9 @@ def write(source: Path, out: Path | None, overlay: str | None) -> analysis.Writt
     paths += tables.save(ones, out, "table1")
     paths += tables.save([parts], out, "decomposition")
     paths += tables.save([kept], out, "preserved") if kept else []
-    paths += tables.save([verdicts.table(judged)], out, "claims", ("md", "csv"))
+    claims = verdicts.table(judged)
+    said = replace(claims, notes=[*filter(None, [page.interim]), *claims.notes])
+    paths += tables.save([said], out, "claims", ("md", "csv"))
     (out / "summary.md").write_text(page.markdown(), encoding="utf-8")
     paths.append(out / "summary.md")
     learning, reason = _learning(results)
@@ -63,6 +66,7 @@ def write(source: Path, out: Path | None, overlay: str | None) -> analysis.Writt
         preserved=kept,
         table1=ones,
         verdicts=judged,
+        verdict_notes=claims.notes,
         comparison=beside,
         comparison_tables=comparison.tables(results, published) if beside else [],
         learning=learning,
@@ -90,7 +94,7 @@ def _figures(
     drawings: dict[str, tuple[str | None, Callable[[], Figure], str, str, str]] = {
         "figure2": (
             figure2.reason_against(scope),
-            lambda: figure2.draw(scope, depth, judged, theirs),
+            lambda: figure2.draw(scope, depth, judged, theirs, [page.interim]),
             "Figure 2",
             f"Top-1 accuracy against the number of copied layers n. Mean per cent (units) from n = 0 up: {numbers}",
             "Top: every network. Bottom: means, with those of the paper's explanations whose claim is supported here.",

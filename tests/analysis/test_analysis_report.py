@@ -18,7 +18,7 @@ import pandas as pd
 import pytest
 
 import analysis
-from analysis import reference
+from analysis import figure2, reference, scope, style, summary
 from analysis.report import spent
 from analysis.results import read
 
@@ -69,8 +69,6 @@ def test_says_where_mlflow_has_each_network(page: str) -> None:
 
 def test_figures_are_the_same_bytes_twice(demo: analysis.Written, tmp_path: Path) -> None:
     """Same data, same SVG: no date, no random ids."""
-    from analysis import figure2, scope, style
-
     results = read(demo.out.parent)
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
@@ -112,6 +110,48 @@ def test_page_says_what_the_run_took_and_cost(page: str, tmp_path: Path) -> None
         "device-seconds of all networks": "720 (12.0 min) on cpu",
         "cost": "no price for this machine (cpu)",
     }
+
+
+def test_an_unfinished_study_says_that_its_verdicts_are_interim(tmp_path: Path) -> None:
+    """Wherever they stand; a finished one, or one whose plan is unknown, does not."""
+    frame = made_up.study(splits=(0, 1, 2))
+    plans = {
+        "finished": {"cells": list(frame["cell"])},
+        "counted": {"networks": len(frame)},
+        "unknown": {},
+        "unfinished": {"cells": [*frame["cell"], "one", "more"], "networks": len(frame) + 2},
+        "short": {"networks": len(frame) + 2},
+    }
+    for name, plan in plans.items():
+        folder = made_up.folder(tmp_path / name, frame, with_history=False)
+        (folder / "plan.json").write_text(json.dumps(plan))
+        written = analysis.write(folder)
+        said = f"Interim: {len(frame)} of {len(frame) + 2} networks."
+        interim = name in ("unfinished", "short")
+        for file in ("summary.md", "claims.md", "report.html"):
+            text = (written.out / file).read_text()
+            assert (said in text) is interim and ("Interim" in text) is interim, (name, file)
+        assert (said in written.summary) is interim
+    results = read(tmp_path / "short")
+    ax = figure2.draw(scope.main(results), results.depth, [], notes=[summary.interim(results)]).axes[1]
+    assert any(said in " ".join(t.get_text().split()) for t in ax.texts)
+
+
+def test_the_dagger_is_explained_under_every_table_that_has_one(tmp_path: Path) -> None:
+    """In Markdown and on the page: one note, beginning with it."""
+    frame = made_up.study(splits=(0, 1, 2), semantic=True, random_filters=True)
+    frame.loc[frame["treatment"].isin(["transfer", "random"]) & (frame["n"] == 5), "status"] = "diverged"
+    out = analysis.write(made_up.folder(tmp_path, frame)).out
+    for file in ("summary", "claims", "decomposition", "table1"):
+        for part in (out / f"{file}.md").read_text().split("\n### "):
+            rows = [line for line in part.splitlines() if line.startswith("|")]
+            notes = [line for line in part.splitlines() if line.startswith("- †")]
+            assert len(notes) == any("†" in row for row in rows), (file, part[:60])
+    page = (out / "report.html").read_text()
+    tables = re.findall(r"<table(?! id).*?</table></div>\s*(?:<ul class=\"notes\">.*?</ul>)?", page, re.DOTALL)
+    marked = [t for t in tables if "†" in t.partition("</table>")[0]]
+    assert len(marked) >= 4
+    assert all(t.count("<li>†") == 1 for t in marked), [t[:200] for t in marked if t.count("<li>†") != 1]
 
 
 def test_networks_are_listed_without_the_folders_that_all_share(tmp_path: Path) -> None:
