@@ -103,7 +103,8 @@ def result(
     where: str | None,
     sha256: str | None,
 ) -> Result:
-    """The deterministic part of a cell's record."""
+    """The deterministic part of a cell's record. A network that was stopped has no score: that of its last test would
+    be missing, and the mean of its ten best would be that of its best moments."""
     tops = sorted((e.top1 for e in member.history), reverse=True)
     last = member.history[-1] if member.history and member.stopped is None else None
     return Result(
@@ -112,7 +113,7 @@ def result(
         images_seen=member.step * member.cell.recipe.batch_size,
         top1_last=last.top1 if last else None,
         top1_best=tops[0] if tops else None,
-        top1_mean10=sum(tops[:10]) / 10 if len(tops) >= 10 else None,
+        top1_mean10=sum(tops[:10]) / 10 if last and len(tops) >= 10 else None,
         top5_last=last.top5 if last else None,
         loss_last=last.loss if last else None,
         frozen_verified=verified,

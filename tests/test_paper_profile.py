@@ -27,7 +27,7 @@ from raygrid.plan import Plan, plan
 from raygrid.prices import load_prices, quotes
 from raygrid.study import Augmentation, Recipe, Schedule, Study, bundled_studies
 from raygrid.transplant import assemble, freeze, initialise
-from tests.worlds import World, make_plan, make_world
+from tests.worlds import TINY, World, make_plan, make_world
 
 ROOT = Path(__file__).resolve().parent.parent
 torch.set_num_threads(1)
@@ -632,6 +632,57 @@ def test_results_never_pool_preserved_networks_with_others(trained: World, tmp_p
     assert {params(c)["treatment"] for c in trained.plan.cells} == set(trained.plan.counts)
     assert list(Board(trained.plan).matrix().columns[0].cells) == list(trained.plan.counts)
     assert {trial_config(c).get("preserve", 0) for c in trained.plan.cells} == {0, 1, 2}
+
+
+def test_the_small_profile_makes_the_papers_report(trained: World, tmp_path: Path) -> None:
+    import analysis
+    from raygrid.export import export
+
+    export(trained.plan, trained.records, trained.store, tmp_path)
+    written = analysis.write(tmp_path)
+    names = {path.name for path in written.paths}
+    for figure in ("figure2", "figure2_paired", "figure3", "supplement", "preserved", "comparison"):
+        assert {f"{figure}.svg", f"{figure}.png"} <= names, written.skipped
+        assert all((written.out / f"{figure}.{kind}").stat().st_size > 1000 for kind in ("svg", "png"))
+    assert {"preserved.md", "table1.md", "claims.md", "summary.md", "report.html"} <= names
+    page = (written.out / "report.html").read_text()
+    for title in ("Figure 2", "Figure 3", "Supplement", "Preserved layers", "Side by side"):
+        assert title in page
+    assert not written.skipped
+
+
+def test_a_network_that_was_stopped_has_no_mean_of_ten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The paper's score of a network that died is not the mean of its best moments; whoever reads it can do without."""
+    import pyarrow.parquet as pq
+
+    import analysis
+    from raygrid import train
+    from raygrid.export import export
+    from raygrid.track.projection import finals, score
+
+    real_step = train._Loop._step
+
+    def step(self: object, members: object, *rest: object) -> None:
+        real_step(self, members, *rest)
+        for member in members:
+            if member.cell.name == "A4B" and member.step == member.tests[10]:
+                with torch.no_grad():
+                    member.network.stage(8).layer.weight.fill_(float("inf"))
+
+    monkeypatch.setattr(train._Loop, "_step", step)
+    overrides = ["score=top1_mean10", "recipe.evaluations=12", "treatments=[base, transfer]", "recipe.epochs=1"]
+    world = make_world(tmp_path / "store", TINY, overrides)
+    (dead,) = (record for record in world.records.values() if record.cell.name == "A4B")
+    result = dead.result
+    assert result.status == "diverged" and "not finite" in result.reason and len(result.history) == 11
+    assert (result.top1_last, result.top1_mean10) == (None, None) and result.top1_best is not None
+    assert all(r.result.top1_mean10 for r in world.records.values() if r is not dead)
+    assert score(dead, "top1_mean10") is None
+    assert not any(point.key.startswith("final/") for point in finals(dead, "top1_mean10"))
+    path, _ = export(world.plan, world.records, world.store, tmp_path / "results")
+    (row,) = (row for row in pq.read_table(path).to_pylist() if row["top1_last"] is None)
+    assert (row["status"], row["top1_mean10"]) == ("diverged", None)
+    analysis.write(tmp_path / "results")
 
 
 def test_shapes_are_named_in_errors() -> None:
