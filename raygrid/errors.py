@@ -4,6 +4,7 @@
     |-- UserError                bad input, found before anything is trained or paid for: exit code 2
     |   |-- StudyError           the study file or an override: key, value, allowed values
     |   |-- DataError            data that is missing, damaged, or not what the study pins
+    |   |   `-- Unfetched        data that nobody here can fetch: the default study then gives way to another
     |   `-- EnvironmentError_    a cluster, device or tool that the user asked for is not there
     |-- StoreError               object storage refused, permanently: exit code 3
     |   |-- IntegrityError       bytes read do not have the sha256 that was written
@@ -39,6 +40,10 @@ class StudyError(UserError):
 
 class DataError(UserError):
     """A data set is missing, damaged, or not the one that was pinned."""
+
+
+class Unfetched(DataError):
+    """No source gives a data set that is fetched."""
 
 
 class EnvironmentError_(UserError):

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raygrid.errors import DataError, RaygridError, UserError, ended_by
+from raygrid.errors import RaygridError, Unfetched, UserError, ended_by
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -77,7 +77,7 @@ class Job:
 
     study: Study
     chosen: bool
-    """whether the user named the study"""
+    """whether the user named the study, or a key of it: no other is then run in its place"""
     store_url: str
     out: Path
     mlflow_uri: str
@@ -98,7 +98,7 @@ def job_for(study: str | None, overrides: Sequence[str], store: str | None, out:
     folder = Path(out).expanduser().resolve()
     return Job(
         study=find_study(study, overrides),
-        chosen=study is not None,
+        chosen=study is not None or bool(overrides),
         store_url=store or os.environ.get("RAYGRID_STORE") or str(folder / "store"),
         out=folder,
         mlflow_uri=os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder / 'mlflow.db'}",
@@ -154,7 +154,7 @@ def launch(asked: Job, console: Console) -> int:
     store.check()
     try:
         manifest, place = prepare(study.dataset)
-    except DataError as error:
+    except Unfetched as error:
         if asked.chosen:
             raise
         console.print(

