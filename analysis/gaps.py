@@ -56,8 +56,7 @@ def find(results: Results) -> Gaps:
         )
     if failed.any():
         lines.append(
-            f"{count(int(failed.sum()), 'cell')} whose frozen layers MOVED, so in no mean: "
-            f"{_where(frame[failed])}."
+            f"{count(int(failed.sum()), 'cell')} whose frozen layers MOVED, so in no mean: {_where(frame[failed])}."
         )
     planned = results.beside.get("cells")
     if isinstance(planned, list):

@@ -361,6 +361,8 @@ def _part(name: str, share: float) -> Device:
 def kind_of(gpu: str) -> str | None:
     """The device kind of a GPU's full name (`NVIDIA A100-SXM4-80GB`), or None where it is not known."""
     words = re.split(r"[ -]", gpu)
+    if "MIG" in words:  # a slice has its own share of rates and memory
+        return None
     found = [kind for kind in DEVICES if all(part in words for part in kind.split("-"))]
     return max(found, key=len, default=None)
 

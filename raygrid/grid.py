@@ -45,6 +45,9 @@ from raygrid.study import FROZEN, Execution
 
 logger = logging.getLogger(__name__)
 
+NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
+"""there where the driver of an NVIDIA GPU is loaded"""
+
 
 class Watcher(Protocol):
     """Who is told what happens while the grid runs: the display and the tracker, through the launch."""
@@ -173,13 +176,28 @@ def in_process_device(execution: Execution) -> str:
 
 
 def in_process_kind(execution: Execution) -> tuple[str | None, int | None]:
-    """Device kind for predictions of `run_in_process`, None for a GPU that `cost` does not know, and then its bytes."""
+    """Device kind for predictions of `run_in_process`; None for a GPU that `cost` does not know, and then most of the
+    bytes that are free there."""
     if in_process_device(execution) == "cpu":
         return "cpu", None
     import torch
 
     kind = kind_of(torch.cuda.get_device_name())
-    return kind, None if kind else torch.cuda.mem_get_info()[1]
+    return kind, None if kind else int(0.9 * torch.cuda.mem_get_info()[0])
+
+
+def usable_gpu() -> bool:
+    """Whether PyTorch can use a GPU here. Raises EnvironmentError_ where the machine has one and PyTorch cannot use it:
+    hours on the CPU of a machine that is paid for its GPU help nobody."""
+    import torch
+
+    usable = torch.cuda.is_available()
+    if not usable and NVIDIA_DRIVER.exists():
+        raise EnvironmentError_(
+            f"{socket.gethostname()} has a GPU that PyTorch {torch.__version__} cannot use (its driver is too old, or "
+            "PyTorch was built without CUDA); choose another image, or execution.device: cpu"
+        )
+    return usable
 
 
 def _share(kind: str | None, execution: Execution) -> str | None:
@@ -205,6 +223,9 @@ def run_in_process(grid: Grid, execution: Execution) -> None:
             grid.trouble = error
             return
         except Interrupted:
+            return
+        except torch.AcceleratorError as error:
+            grid.trouble = EnvironmentError_(f"{device} failed: {first_line(error)}; what is done is kept")
             return
         grid.finish(cohort, outcomes)
 
@@ -276,7 +297,8 @@ class Cluster:
     def devices(self, execution: Execution, threads: int) -> int:
         """Trials that can run at a time."""
         if self.most_gpus and execution.device != "cpu":
-            return max(1, int(self.most_gpus / execution.gpu))
+            share = execution.gpu  # a trial's part of a GPU lies on one GPU
+            return max(1, int(self.most_gpus) * int(1 / share) if share < 1 else int(self.most_gpus // share))
         return max(1, int(self.most_cpus // threads))
 
     def kind(self, execution: Execution) -> str | None:
@@ -291,14 +313,15 @@ def _settle() -> str | None:
     the address of the cluster to join, or None for a local one, whose token is made here."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    address = os.environ.get("RAY_ADDRESS") or _started_here()
+    asked = os.environ.get("RAY_ADDRESS")
+    address = None if asked == "local" else asked or _started_here()
     if address is None:  # else its servers would listen on every interface of the machine
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     if address is None and "RAY_AUTH_TOKEN" not in os.environ:
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     elif TOKEN.exists() or os.environ.get("RAY_AUTH_TOKEN"):
         os.environ.setdefault("RAY_AUTH_MODE", "token")
-    if address not in (None, "local") and os.environ.get("RAY_AUTH_MODE") != "token":
+    if address is not None and os.environ.get("RAY_AUTH_MODE") != "token":
         _warn_of(address)
     _read_again()
     return address
@@ -328,6 +351,17 @@ def _read_again() -> None:
             AuthenticationTokenLoader.instance().reset_cache()
 
 
+def _gpus() -> int | None:
+    """0 where this machine's GPU is of no use to PyTorch, so that its cores are used; None: Ray counts them."""
+    try:
+        if NVIDIA_DRIVER.exists():
+            usable_gpu()
+    except EnvironmentError_ as error:
+        logger.warning("%s; going on without it", error)
+        return 0
+    return None
+
+
 def connect() -> Cluster:
     """Join the cluster named by RAY_ADDRESS or running on this machine (`ray up`, `ray start`); else start a local one.
 
@@ -344,7 +378,7 @@ def connect() -> Cluster:
             ray.init(address=address, **quiet)
         else:
             memory = 128 * 2**20  # data reach trials as memory-mapped files
-            ray.init(address="local", include_dashboard=False, object_store_memory=memory, **quiet)
+            ray.init(address="local", include_dashboard=False, object_store_memory=memory, num_gpus=_gpus(), **quiet)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         why = first_line(error)
         if address is None:
@@ -569,7 +603,6 @@ def _trial(config: dict[str, Any], plan: Plan, url: str, literal: bool, credenti
     again = bool(config.pop("again", False))
     cells = _cells(config, plan, literal)
     reserved = tune.get_context().get_trial_resources().required_resources.get("GPU", 0)
-    device = torch.device("cuda" if reserved and torch.cuda.is_available() else "cpu")
     events: list[Sequence[Any]] = []
     sent = time.monotonic()
 
@@ -582,8 +615,9 @@ def _trial(config: dict[str, Any], plan: Plan, url: str, literal: bool, credenti
             sent = time.monotonic()
 
     try:
+        device = torch.device("cuda" if reserved and usable_gpu() else "cpu")
         outcomes = _train(cells, plan, Store(url), device, again, event, lambda: False)
-    except StoreError as error:
+    except (StoreError, EnvironmentError_) as error:
         tune.report({"events": events, "trouble": str(error)})
         return
     tune.report({"events": events, "outcomes": outcomes})
@@ -781,7 +815,11 @@ class Remote:
         self._client: Any = None
 
     def __enter__(self) -> Remote:
-        self.connect()
+        try:
+            self.connect()
+        except BaseException:  # Ctrl-C too: the tunnel is in a session of its own
+            self.close()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:

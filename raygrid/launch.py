@@ -210,6 +210,7 @@ def _train(
 ) -> RaygridError | None:
     """Train what is missing; returns what ended the grid early, if anything did."""
     from raygrid import grid as grids
+    from raygrid.cost import DEVICES
     from raygrid.display import Board, Display
     from raygrid.plan import Agenda
     from raygrid.preview import announce
@@ -225,6 +226,8 @@ def _train(
         grids.check_store(store, cluster)
         devices = execution.workers or cluster.devices(execution, threads)
         kind = cluster.kind(execution)
+        if kind is None:  # as much as the smallest has
+            memory = int(min(1.0, execution.gpu) * min(each.memory for each in DEVICES.values() if each.memory))
     else:
         kind, memory = grids.in_process_kind(execution)
     predicted = announce(the_plan, records, store, folder, console, devices, kind)

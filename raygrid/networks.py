@@ -93,7 +93,9 @@ class StageModule(nn.Module):
         rate, key = self.stage.dropout, (self.number, x.shape, self.stage.dropout, x.device, x.dtype)
         if key not in noise.masks:
             keep = torch.from_numpy(noise.uniform(self.number, tuple(x.shape)) >= rate)
-            noise.masks[key] = keep.to(device=x.device, dtype=x.dtype) / (1 - rate)
+            if x.device.type != "cpu":  # from pageable memory the copy would wait for all that the device has to do
+                keep = keep.pin_memory().to(x.device, non_blocking=True)
+            noise.masks[key] = keep.to(x.dtype) / (1 - rate)
         mask: Tensor = noise.masks[key]
         return mask
 
@@ -166,11 +168,23 @@ def build(cell: Cell, mean: np.ndarray, std: np.ndarray) -> StagedNetwork:
 def inputs(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """A batch's crops, labels, offsets and flips as tensors on a device. To an accelerator go whole images, as uint8
     from pinned memory, and are cropped there: the same bytes."""
+    return moved(packed(batch, device), batch.augmentation, device)
+
+
+def packed(batch: Batch, device: torch.device) -> list[Tensor]:
+    """What goes to a device, for an accelerator in pinned memory: the slow half of `inputs`, for another thread."""
     far = device.type != "cpu"
     arrays = (batch.images_BHWC if far else batch.crops, batch.labels_B, batch.offsets_B2, batch.flips_B)
     tensors = [torch.from_numpy(np.ascontiguousarray(a)) for a in arrays]
-    x, y, offsets, flips = (t.pin_memory().to(device, non_blocking=True) if far else t for t in tensors)
-    return crop(x, offsets, flips, batch.augmentation) if far else x, y, offsets, flips
+    return [t.pin_memory() for t in tensors] if far else tensors
+
+
+def moved(
+    tensors: list[Tensor], augmentation: Augmentation, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The quick half: queue the copies and the crop."""
+    x, y, offsets, flips = (t.to(device, non_blocking=True) for t in tensors)
+    return x if device.type == "cpu" else crop(x, offsets, flips, augmentation), y, offsets, flips
 
 
 def crop(images: Tensor, offsets: Tensor, flips: Tensor, augmentation: Augmentation) -> Tensor:

@@ -9,6 +9,7 @@ trained alone, in any cohort, or resumed anywhere ends in the same bytes (law 2)
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import math
 import time
@@ -30,7 +31,7 @@ from raygrid.data.arrays import Arrays, open_arrays, statistics
 from raygrid.data.stream import Batch, Noise, Stream, TestSet
 from raygrid.errors import CellFailed, IntegrityError, RaygridError, StoreError, first_line
 from raygrid.member import Member, Trunk, metrics, result, verdict
-from raygrid.networks import StagedNetwork, inputs
+from raygrid.networks import StagedNetwork, inputs, moved, packed
 from raygrid.optimize import Optimizer, learning_rate
 from raygrid.record import (
     Evaluation,
@@ -96,6 +97,8 @@ def train_cohort(cells: Sequence[Cell], bench: Bench) -> dict[str, str]:
     assert len(streams) == 1, f"cells of {len(streams)} streams in one cohort"
     torch.set_num_threads(cells[0].recipe.numerics.threads)
     torch.backends.cudnn.benchmark = bench.device.type == "cuda"  # shapes never change
+    torch.backends.cudnn.allow_tf32 = False  # autocast none is float32; torch lets convolutions use TF32
+    torch.backends.cuda.matmul.allow_tf32 = False
     outcomes: dict[str, str] = {}
     leases = Leases(bench.store)
     since = time.monotonic()
@@ -152,24 +155,29 @@ class _Loop:
                     members.append(self._member(cell))
             if members:
                 self._run(members, Stream(self._arrays(cells[0]).train, members[0].cell))
+            return self.outcomes
         except Exception as error:
             if not _is_out_of_memory(error):
                 raise
-            unfinished = [cell for cell in cells if cell.address not in self.outcomes]
-            if len(unfinished) < 2:
-                for cell in unfinished:
-                    self._fail(cell, f"out of memory on {self.bench.device} ({first_line(error)})")
-                return self.outcomes
-            left = {cell.address for cell in unfinished}
-            self._save(m for m in members if m.cell.address in left and not m.finished and m is not self.stepping)
-            logger.warning("out of memory with %d cells side by side; going on with two halves", len(unfinished))
-            del members
-            self.trunks.clear()
-            if self.bench.device.type == "cuda":
-                torch.cuda.empty_cache()
-            middle = len(unfinished) // 2
-            for half in (unfinished[:middle], unfinished[middle:]):
-                self.outcomes |= _Loop(self.bench, self.leases).train(half)
+            why = first_line(error)
+        # after the handler: until it ends, the traceback's frames hold every weight and activation of the failed step
+        unfinished = [cell for cell in cells if cell.address not in self.outcomes]
+        if len(unfinished) < 2:
+            for cell in unfinished:
+                self._fail(cell, f"out of memory on {self.bench.device} ({why})")
+            return self.outcomes
+        left = {cell.address for cell in unfinished}
+        self._save(m for m in members if m.cell.address in left and not m.finished and m is not self.stepping)
+        logger.warning("out of memory with %d cells side by side; going on with two halves", len(unfinished))
+        members.clear()
+        self.trunks.clear()
+        self.stepping = None
+        gc.collect()
+        if self.bench.device.type == "cuda":
+            torch.cuda.empty_cache()
+        middle = len(unfinished) // 2
+        for half in (unfinished[:middle], unfinished[middle:]):
+            self.outcomes |= _Loop(self.bench, self.leases).train(half)
         return self.outcomes
 
     # --- making members ---------------------------------------------------------------------------------------------
@@ -430,8 +438,8 @@ class _Loop:
         except (StoreError, Interrupted):
             raise
         except Exception as error:
-            if _is_out_of_memory(error):
-                raise
+            if _is_out_of_memory(error) or isinstance(error, torch.AcceleratorError):
+                raise  # after an error of the device nothing works in this process any more
             self.bench.trace(cell, traceback.format_exc())
             self._fail(cell, f"{type(error).__name__}: {first_line(error)}")
 
@@ -444,7 +452,7 @@ class _Loop:
         except (StoreError, Interrupted):
             raise
         except Exception as error:
-            if _is_out_of_memory(error):
+            if _is_out_of_memory(error) or isinstance(error, torch.AcceleratorError):
                 raise
             for member in members:
                 if member.cell.address not in self.outcomes:
@@ -487,14 +495,17 @@ class _Fetch:
     def __init__(self, stream: Stream, device: torch.device):
         self.stream, self.device = stream, device
         self.pool = ThreadPoolExecutor(1) if device.type == "cuda" else None
-        self.ahead: dict[int, Future[Batch]] = {}
+        self.ahead: dict[int, Future[list[Tensor]]] = {}
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         if self.pool is None:
             return inputs(self.stream.batch(step), self.device)
-        batch = self.ahead.pop(step, None) or self.pool.submit(self.stream.batch, step)
-        self.ahead = {step + 1: self.pool.submit(self.stream.batch, step + 1)}
-        return inputs(batch.result(), self.device)
+        made = self.ahead.pop(step, None) or self.pool.submit(self._made, step)
+        self.ahead = {step + 1: self.pool.submit(self._made, step + 1)}
+        return moved(made.result(), self.stream.augmentation, self.device)
+
+    def _made(self, step: int) -> list[Tensor]:
+        return packed(self.stream.batch(step), self.device)
 
 
 def _autocast(member: Member) -> contextlib.AbstractContextManager[object]:
@@ -529,5 +540,6 @@ def block(cell: Cell, why: str, store: Store, *, lasting: bool) -> Record | None
 def _is_out_of_memory(error: Exception) -> bool:
     text = str(error).lower()
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
-        isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
+        isinstance(error, RuntimeError)
+        and any(part in text for part in ("out of memory", "can't allocate memory", "status_alloc_failed"))
     )

@@ -450,6 +450,13 @@ GUARDS = (
         "if True:",
         {"memory that runs out": f"{LAWS}test_out_of_memory_runs_the_cohort_as_two_halves"},
     ),
+    Guard(
+        "of a cohort that ran out of memory nothing is kept",
+        "raygrid/train.py",
+        "members.clear()",
+        "pass",
+        {"memory that runs out": f"{LAWS}test_nothing_of_a_cohort_that_ran_out_of_memory_is_kept"},
+    ),
     # --- MLflow ------------------------------------------------------------------------------------------------------
     Guard(
         "a run is looked for before one is made",
@@ -711,7 +718,7 @@ GUARDS = (
     Guard(
         "studies are read with the safe loader",
         "raygrid/study.py",
-        "raw = yaml.safe_load(text)",
+        "raw = _Loader(text).get_single_data()",
         "raw = yaml.unsafe_load(text)",
         {f"{SECURITY}a study that would run code": f"{SAFE}test_yaml_cannot_make_objects"},
     ),
@@ -883,11 +890,21 @@ GUARDS = (
     Guard(
         "a Ray without a token is warned of",
         "raygrid/grid.py",
-        'if address not in (None, "local") and os.environ.get("RAY_AUTH_MODE") != "token":',
+        'if address is not None and os.environ.get("RAY_AUTH_MODE") != "token":',
         "if False:",
         {
             f"{SECURITY}a Ray that lets everybody in": f"{TRUST}test_a_cluster_without_a_token_is_"
             "said[10.0.0.7:6379-False-True]"
+        },
+    ),
+    Guard(
+        "a Ray of this machine's own has a token, asked for by name or not",
+        "raygrid/grid.py",
+        'address = None if asked == "local" else asked or _started_here()',
+        "address = asked or _started_here()",
+        {
+            f"{SECURITY}a local Ray asked for by name": f"{TRUST}test_a_local_ray_that_is_asked_for_by_name_has_a_"
+            "token_too"
         },
     ),
     Guard(

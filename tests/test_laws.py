@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -490,6 +491,53 @@ def test_out_of_memory_runs_the_cohort_as_two_halves(world, tmp_path: Path, monk
     train_cohort(cells, Bench(store, world.plan.facts))
     assert max(sizes) == len(cells) and min(sizes) <= 4
     same(world, store, cells)
+
+
+@pytest.mark.fault("memory that runs out")
+def test_nothing_of_a_cohort_that_ran_out_of_memory_is_kept(world, tmp_path: Path, monkeypatch) -> None:
+    """When its halves begin, no weight of the whole is alive: on a GPU they would find the memory still full."""
+    store = world.fresh(tmp_path)
+    cells = second_phase(world)
+    weights: list[weakref.ref[torch.Tensor]] = []
+    alive: list[int] = []
+    real, run = train._Loop._step, train._Loop._run
+
+    def small_device(self, members, batch, noise):
+        real(self, members, batch, noise)
+        if len(members) > 5:
+            weights.extend(weakref.ref(p) for m in members for p in m.network.parameters())
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def counted(self, members, stream):
+        if weights:
+            alive.append(sum(weight() is not None for weight in weights))
+        run(self, members, stream)
+
+    monkeypatch.setattr(train._Loop, "_step", small_device)
+    monkeypatch.setattr(train._Loop, "_run", counted)
+    train_cohort(cells, Bench(store, world.plan.facts))
+    assert weights and alive and alive[0] == 0
+    same(world, store, cells)
+
+
+def test_an_error_of_the_device_ends_the_cohort(world, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After it nothing works in that process: the other cells must not be booked as failed."""
+    store = world.fresh(tmp_path)
+
+    def broken(self, members, batch, noise):
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(train._Loop, "_step", broken)
+    with pytest.raises(torch.AcceleratorError):
+        train_cohort(second_phase(world), Bench(store, world.plan.facts))
+
+
+def test_float32_is_float32(world, tmp_path: Path) -> None:
+    """`autocast: none` is the paper's arithmetic: no TF32 on GPUs, neither for convolutions nor for matrices."""
+    torch.backends.cudnn.allow_tf32 = True
+    train_cohort(second_phase(world)[:1], Bench(world.fresh(tmp_path), world.plan.facts))
+    assert not torch.backends.cudnn.allow_tf32
+    assert not torch.backends.cuda.matmul.allow_tf32
 
 
 def test_progress_of_another_cell_or_damaged_progress_starts_again(world, tmp_path: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
+import subprocess
 import types
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -234,3 +236,23 @@ def test_a_missing_token_is_said() -> None:
     refused = grid.Remote("c.yaml")._refused(RuntimeError("Request failed with status code 401: Missing token"))
     assert isinstance(refused, EnvironmentError_)
     assert "token is missing here or another one" in str(refused)
+
+
+def test_no_tunnel_outlives_a_cluster_that_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "c.yaml").write_text("cluster_name: c")
+    started: list[subprocess.Popen[bytes]] = []
+    real = subprocess.Popen
+
+    def tunnel(command: object, **named: object) -> subprocess.Popen[bytes]:
+        started.append(real(["sleep", "60"], **named))  # type: ignore[call-overload]
+        return started[-1]
+
+    def refused(*_: object) -> None:
+        raise EnvironmentError_("refused")
+
+    monkeypatch.setattr(grid.subprocess, "Popen", tunnel)
+    monkeypatch.setattr(grid.socket, "create_connection", lambda *_: contextlib.nullcontext())
+    monkeypatch.setattr(grid.Remote, "_ask", refused)
+    with pytest.raises(EnvironmentError_, match="refused"), grid.Remote(str(tmp_path / "c.yaml")):
+        pass
+    assert [one.poll() is not None for one in started] == [True]

@@ -10,6 +10,9 @@ from typing import Any
 
 import pytest
 
+from raygrid import grid
+from raygrid.errors import EnvironmentError_
+from raygrid.study import Execution
 from tests.cluster.lab import ROOT
 
 
@@ -32,3 +35,42 @@ def test_trials_reserve_what_was_asked(
     assert found["asked"] == [reserved]
     assert found["devices"] == devices
     assert found["cells"] == 4 and not any(outcome.startswith("failed") for outcome in found["outcomes"]), found
+
+
+@pytest.mark.parametrize(("gpus", "gpu", "devices"), [(8, 0.7, 8), (8, 0.4, 16), (8, 0.25, 32), (8, 1, 8), (7, 2, 3)])
+def test_a_share_of_a_gpu_lies_on_one_gpu(gpus: float, gpu: float, devices: int) -> None:
+    cluster = grid.Cluster(nodes=1, cpus=64, gpus=gpus, most_cpus=64, most_gpus=gpus, local=False)
+    assert cluster.devices(Execution(gpu=gpu), threads=1) == devices
+
+
+def test_a_gpu_that_pytorch_cannot_use_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """On a cluster the trial says so instead of training on the CPU; a Ray of this machine's own goes on without it."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr(grid, "NVIDIA_DRIVER", tmp_path / "version")
+    assert not grid.usable_gpu()
+    assert grid._gpus() is None
+    (tmp_path / "version").write_text("NVRM version: ...")
+    with pytest.raises(EnvironmentError_, match="cannot use"):
+        grid.usable_gpu()
+    assert grid._gpus() == 0
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert grid.usable_gpu()
+    assert grid._gpus() is None
+
+
+def test_a_device_that_breaks_in_process_ends_the_launch_with_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from raygrid.plan import Agenda
+    from tests.worlds import make_plan
+
+    def broken(*_: Any) -> None:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered\nCUDA kernel errors ...")
+
+    monkeypatch.setattr(grid, "_train", broken)
+    plan = make_plan()
+    watcher = type("Deaf", (), {"__getattr__": lambda self, name: lambda *_: None})()
+    running = grid.Grid(plan, Agenda(plan, {}), None, watcher)  # type: ignore[arg-type]
+    grid.run_in_process(running, plan.study.execution)
+    assert "illegal memory access" in str(running.trouble)
+    assert "\n" not in str(running.trouble)

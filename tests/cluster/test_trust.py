@@ -174,7 +174,6 @@ def without_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[N
         ("localhost:6379", False, False),
         ("ray://127.0.0.1:10001", False, False),
         ("[::1]:6379", False, False),
-        ("local", False, False),
     ],
 )
 def test_a_cluster_without_a_token_is_said(
@@ -191,6 +190,16 @@ def test_a_cluster_without_a_token_is_said(
     with caplog.at_level(logging.WARNING, "raygrid"):
         assert grid._settle() == grid._settle() == address
     assert [address in text and "without a token" in text for text in caplog.messages] == [True] * warned
+
+
+def test_a_local_ray_that_is_asked_for_by_name_has_a_token_too(
+    without_token: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    monkeypatch.setattr(grid, "_started_here", lambda: "127.0.0.1:6379")
+    assert grid._settle() is None, "a Ray of its own, whatever runs here"
+    assert os.environ["RAY_AUTH_MODE"] == "token"
+    assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
 
 
 # --- what else lies in /tmp ------------------------------------------------------------------------------------------
