@@ -15,9 +15,18 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 
-from raygrid.architectures import layers
+from raygrid.architectures import ARCHITECTURES, layers
 from raygrid.errors import StudyError, closest
 
 TREATMENTS = ("base", "scratch", "selffer", "selffer+", "transfer", "transfer+", "random", "base-long")
@@ -41,8 +50,18 @@ def in_order(series: Iterable[str]) -> list[str]:
 Treatment = Literal["base", "scratch", "selffer", "selffer+", "transfer", "transfer+", "random", "base-long"]
 Half = Literal["A", "B", "all"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+def _as_written(value: object) -> object:
+    """`1e-3` is a number to people and a text to PyYAML, which wants `1.0e-3`."""
+    if isinstance(value, str) and re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+", value, re.ASCII):
+        return float(value)
+    return value
+
+
+Written = BeforeValidator(_as_written)
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), Written]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False), Written]
 
 
 class Frozen(BaseModel):
@@ -123,9 +142,9 @@ class Network(Frozen):
     """A network that raygrid knows, as a list of stages."""
 
     name: Literal["small", "small-bn", "caffenet", "caffenet-32", "alexnet"] = "small"
-    width: Positive = 1.0
+    width: Annotated[float, Field(gt=0, le=100), Written] = 1.0
     """factor on the number of filters and units of every layer"""
-    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+    dropout: Annotated[float, Field(ge=0, lt=1), Written] | None = None
     """rate; null: the network's own (small .3, caffenet and alexnet .5)"""
 
     @property
@@ -155,7 +174,7 @@ class Schedule(Frozen):
     every `every`"""
     every: Positive | None = None
     """for `step`: a number of iterations when above 1, else a fraction of the training"""
-    factor: Annotated[float, Field(gt=0, le=1)] = 0.1
+    factor: Annotated[float, Field(gt=0, le=1), Written] = 0.1
 
     @model_validator(mode="after")
     def _step_has_every(self) -> Self:
@@ -178,12 +197,12 @@ class Numerics(Frozen):
 class Recipe(Frozen):
     """How a network is trained. Has exactly one of `epochs` and `iterations`."""
 
-    epochs: Positive | None = None
-    iterations: Annotated[int, Field(ge=1)] | None = None
+    epochs: Annotated[float, Field(gt=0, le=1e6), Written] | None = None
+    iterations: Annotated[int, Field(ge=1, le=10**12)] | None = None
     batch_size: Annotated[int, Field(ge=1)] = 64
     lr: Positive = 0.02
     """peak learning rate"""
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    momentum: Annotated[float, Field(ge=0, lt=1), Written] = 0.9
     weight_decay: NonNegative = 5e-4
     bias_lr: NonNegative = 1.0
     """learning rate of biases, as a multiple (Caffe's lr_mult; the paper: 2)"""
@@ -233,7 +252,7 @@ class Execution(Frozen):
     backend: Literal["ray", "in-process"] = "ray"
     """`in-process`: no Ray, one cohort after the other in this process, for debugging and bare GPU machines"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    gpu: Annotated[float, Field(gt=0, le=16)] = 1.0
+    gpu: Annotated[float, Field(gt=0, le=16), Written] = 1.0
     """GPUs that a trial reserves where the cluster has any: a fraction below 1, else a whole number"""
     cohort: Annotated[int, Field(ge=1)] | None = None
     """most cells a trial; null: as memory and the number of devices allow; 1: one trial a cell"""
@@ -281,6 +300,10 @@ class Block(Frozen):
 BLOCK_KEYS = ("splits", "targets", "treatments", "layers", "seeds", "images_per_class", "preserve", "recipe")
 
 
+BESIDE = ("store", "mlflow.db")
+"""what a launch keeps beside the folders of its studies, which have the studies' names"""
+
+
 class Study(Frozen):
     """A whole study: what to ask, of which networks, on which data."""
 
@@ -309,9 +332,9 @@ class Study(Frozen):
 
     @classmethod
     def parse(cls, text: str, overrides: Sequence[str] = (), where: str = "study") -> Study:
-        """Like `load`, from text. YAML is read with the safe loader: no tags, no code."""
+        """Like `load`, from text. YAML is read with a safe loader: no tags, no code."""
         try:
-            raw = yaml.safe_load(text)
+            raw = _Loader(text).get_single_data()
         except yaml.YAMLError as error:
             problem = " ".join(str(error).split())
             raise StudyError(f"{where}: not valid YAML: {problem}") from None
@@ -322,11 +345,29 @@ class Study(Frozen):
         try:
             for override in overrides:
                 _override(raw, override)
+            for override in overrides:
+                _check_effect(raw, override)
             return _validate(raw)
         except StudyError as error:
             raise StudyError(f"{where}: {error}") from None
         except RecursionError:
             raise StudyError(f"{where}: a value contains itself") from None
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that is there twice, of which PyYAML's own keeps the last and says nothing. Looked for before `<<`
+    is written out: what is merged may be overridden."""
+
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value != "<<":
+                if key.value in seen:
+                    problem = f"the key {key.value!r} is there twice, and one would be ignored; leave one of them out"
+                    raise yaml.composer.ComposerError(None, None, problem, key.start_mark)
+                seen.add(key.value)
+        return node
 
 
 _STUDY_KEYS = ("name", "question", "dataset", "network", *BLOCK_KEYS, "grid", "score", "execution")
@@ -368,8 +409,11 @@ def _validate(raw: dict[str, Any]) -> Study:
         study = Study.model_validate_json(document)
     except ValidationError as error:
         raise StudyError(_explain(error, paths)) from None
+    if study.name in BESIDE:
+        raise StudyError(f"name: the folder {study.name!r} beside the results is not a study's; choose another name")
     for block, path in zip(study.blocks, paths, strict=True):
         _check_block(block, study, path)
+        _check_recipe(block.recipe, study, f"{path}.recipe" if path else "recipe")
     return study
 
 
@@ -421,6 +465,21 @@ def _check_block(block: Block, study: Study, path: str) -> None:
             raise StudyError(f"{at}targets: `all` goes with the split of kind all (allowed here: A, B)")
 
 
+def _check_recipe(recipe: Recipe, study: Study, at: str) -> None:
+    """A recipe that can give no result."""
+    if study.score == "top1_mean10":
+        for key, tests in (("evaluations", recipe.evaluations), ("iterations", recipe.iterations or 10)):
+            if tests < 10:
+                raise StudyError(
+                    f"{at}.{key}: score top1_mean10 is the mean of ten tests, found {tests} {key}; ask for at "
+                    "least 10, or for score: top1_last"
+                )
+    if recipe.batch_size == 1 and any(stage.batch_norm for stage in ARCHITECTURES[study.network.name](2)):
+        raise StudyError(
+            f"{at}.batch_size: {study.network.name} normalises over a batch, which one image does not give"
+        )
+
+
 def _check_preserve(block: Block, network: Network, at: str) -> None:
     others = [t for t in block.treatments if t not in PRESERVABLE]
     if others:
@@ -451,7 +510,7 @@ def _override(raw: dict[str, Any], override: str) -> None:
     if not equals or not re.fullmatch(r"[A-Za-z_]\w*(\[\d+\])*(\.[A-Za-z_]\w*(\[\d+\])*)*", key.strip()):
         raise StudyError(f"--set {override}: expected KEY=VALUE, as in recipe.epochs=4")
     try:
-        value = yaml.safe_load(text)
+        value = _Loader(text).get_single_data()
     except (yaml.YAMLError, ValueError, RecursionError):
         raise StudyError(f"--set {override}: the value is not valid YAML") from None
     path = [int(part) if part.isdigit() else part for part in re.findall(r"[A-Za-z_]\w*|\d+", key)]
@@ -472,6 +531,22 @@ def _override(raw: dict[str, Any], override: str) -> None:
             elif inside is None:
                 here[part] = {}
         here = here[part]
+
+
+def _check_effect(raw: Mapping[str, Any], override: str) -> None:
+    """Raises StudyError where every block of the grid sets the key itself: the override would change nothing."""
+    key, *inner = re.findall(r"\w+", override.partition("=")[0])
+    blocks = raw.get("grid")
+    if not isinstance(blocks, list) or not blocks or key not in BLOCK_KEYS or [key, *inner] == ["recipe"]:
+        return
+    name = inner[0] if key == "recipe" else key  # of a recipe the other keys stay
+    groups = [block.get(key) if key == "recipe" and isinstance(block, dict) else block for block in blocks]
+    if all(isinstance(group, dict) and name in group for group in groups):
+        asked = f"recipe.{name}" if key == "recipe" else name
+        raise StudyError(
+            f"--set {override}: every block sets {asked} itself: override grid[0].{asked}"
+            + (f" to grid[{len(blocks) - 1}].{asked}" if len(blocks) > 1 else "")
+        )
 
 
 def _model_in(annotation: Any) -> Iterator[type[BaseModel]]:

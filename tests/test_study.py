@@ -41,6 +41,28 @@ WRONG = {
     "target of another kind of split": (["targets=[all]"], "targets", "A, B"),
     "unknown target": (["targets=[C]"], "targets[0]", "allowed: A, B, all"),
     "unknown network": (["network=resnet"], "network.name", "allowed: small"),
+    "ten tests of four": (["score=top1_mean10", "recipe.evaluations=4"], "recipe.evaluations", "top1_last"),
+    "ten tests in nine steps": (
+        ["score=top1_mean10", "recipe={iterations: 9, evaluations: 10}"],
+        "recipe.iterations",
+        "at least 10",
+    ),
+    "batch norm of one image": (["network.name=small-bn", "recipe.batch_size=1"], "recipe.batch_size", "small-bn"),
+    "a report where the store is": (["name=store"], "name", "another name"),
+    "width without end": (["network.width=1.0e+308"], "network.width", "less than or equal to 100"),
+    "epochs without end": (["recipe.epochs=1e308"], "recipe.epochs", "less than or equal to 1000000"),
+    "lr that only looks like a number": (["recipe.lr=1e-3x"], "recipe.lr", "valid number"),
+    "key twice in an override": (["recipe={lr: 1.0, lr: 2.0}"], "--set recipe", "not valid YAML"),
+    "override of what the blocks set": (
+        ["grid=[{seeds: [1]}, {seeds: [2]}]", "seeds=[3]"],
+        "--set seeds=[3]: every block sets seeds itself",
+        "grid[0].seeds to grid[1].seeds",
+    ),
+    "override of a recipe that the blocks set": (
+        ["grid=[{recipe: {lr: 0.1}}]", "recipe.lr=0.2"],
+        "every block sets recipe.lr itself",
+        "override grid[0].recipe.lr",
+    ),
     "network width zero": (["network.width=0"], "network.width", "greater than 0"),
     "negative epochs": (["recipe.epochs=-1"], "recipe.epochs", "greater than 0"),
     "epochs and iterations": (["recipe.iterations=5"], "recipe", "exactly one"),
@@ -178,6 +200,32 @@ def test_overrides_reach_their_key_and_blocks_override_defaults() -> None:
     assert (first.layers, first.seeds, first.recipe.lr) == ((1,), (4,), 0.03)
     assert (second.layers, second.recipe.lr, second.recipe.epochs) == ((1, 4, 7), 0.5, 6)
     assert first.recipe.momentum == second.recipe.momentum == 0.5
+
+
+def test_an_override_is_refused_only_where_every_block_sets_the_key_itself() -> None:
+    grid = "grid: [{recipe: {lr: 0.1}, layers: [1]}, {recipe: {lr: 0.2}}]\n"
+    study = Study.parse(TINY + grid, ["layers=[2]", "recipe.momentum=0.5", "recipe={epochs: 3, lr: 0.5}"])
+    assert [block.layers for block in study.blocks] == [(1,), (2,)]
+    assert [block.recipe.lr for block in study.blocks] == [0.1, 0.2]
+    assert [block.recipe.epochs for block in study.blocks] == [3, 3]
+
+
+def test_numbers_may_be_written_with_an_exponent_alone() -> None:
+    study = Study.parse(TINY.replace("lr: 0.03", "lr: 3e-2"), ["recipe.momentum=5E-1", "network.width=.5e0"])
+    assert study == Study.parse(TINY, ["recipe.momentum=0.5", "network.width=0.5"])
+
+
+@pytest.mark.parametrize(
+    "twice", ["seeds: [0]\nseeds: [1]\n", "grid:\ngrid: [{}]\n", "grid: [{layers: [1], layers: [2]}]"]
+)
+def test_a_key_that_is_there_twice_is_refused(twice: str) -> None:
+    with pytest.raises(StudyError, match=r"the key '\w+' is there twice"):
+        Study.parse(TINY + twice)
+
+
+def test_a_block_overrides_what_it_merges() -> None:
+    grid = "grid:\n  - &one {layers: [1], seeds: [1]}\n  - &two {<<: *one, layers: [2]}\n  - {<<: *two, seeds: [3]}\n"
+    assert [block.layers for block in Study.parse(TINY + grid).blocks] == [(1,), (2,), (2,)]
 
 
 def test_a_study_is_immutable() -> None:
