@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from analysis import figure2, figure2_paired, figure3, placing, style, table1
+from analysis import figure2, figure2_paired, figure3, style, table1
 from analysis import scope as scopes
 from analysis.tables import DAGGER, Table, diverged_note, points
 from analysis.units import Estimate
@@ -81,8 +81,8 @@ def differences(ours: Lines, theirs: Lines) -> dict[str, dict[int, Estimate]]:
 def draw(results: Results, published: Results) -> Figure:
     """One or two rows of three panels."""
     found = rows(results, published)
-    fig = style.figure(21, 7 * len(found))
-    grid = fig.add_gridspec(len(found), 3, wspace=0.58, hspace=0.3)
+    fig = style.figure(17.5, 6.6 * len(found))
+    grid = fig.add_gridspec(len(found), 3, wspace=0.48, hspace=0.34)
     names = (
         results.study if len(results.study) < 30 else "this study",
         "the authors (2014)",
@@ -97,17 +97,15 @@ def draw(results: Results, published: Results) -> Figure:
         beside, last = fig.add_subplot(grid[i, 1], sharey=ax), fig.add_subplot(grid[i, 2])
         ax.set_ylim(*_frame(row.ours, row.theirs))
         last.set_ylim(*_frame(gaps))
-        drawn = list(zip((ax, beside, last), (row.ours, row.theirs, gaps), (*on, both), names, strict=True))
-        for panel, lines, linked, name in drawn:
+        drawn = zip((ax, beside, last), (row.ours, row.theirs, gaps), (*on, both), names, strict=True)
+        for panel, lines, linked, title in drawn:
             _panel(panel, lines, linked, max(results.depth, published.depth))
-            panel.set_title(name)
+            panel.set_title(title)
             if row.title == "Figure 2" and panel is not last:
                 figure2.shade(panel, {t: {0: BASE, **m} for t, m in lines.items()}, 0.0, scale=100)
-        for panel, lines, _, _ in drawn:  # once all is drawn: an axis may grow for a sentence
-            _fallen(panel, lines)
-        for panel, lines, _, _ in drawn:
-            ends = [(float(max(m)), 100 * m[max(m)].mean, row.labels[name], "black") for name, m in lines.items() if m]
-            style.end_labels(panel, ends, size=11, gap=0.05)
+            named = {t: row.labels[t].replace(" ", "\n").replace("/", "/\n") for t in lines}
+            ends = [(float(max(m)), 100 * m[max(m)].mean, named[t], "black") for t, m in lines.items() if m]
+            style.end_labels(panel, ends, size=11, gap=0.055 if row.title == "Figure 2" else 0.09)
         ax.set_ylabel(f"{row.title}: top-1 accuracy minus\nown base (percentage points)", size=13)
         last.set_ylabel("percentage points", size=13)
     if ax is not None:
@@ -118,11 +116,13 @@ def draw(results: Results, published: Results) -> Figure:
             UNPAIRED,
             *terms(results, published),
         ]
+        if any(len(style.joined(m)) < len(m) for row in found for x in (row.ours, row.theirs) for m in x.values()):
+            said.append("n that fewer splits cover stand alone, off the line.")
         if any(e.diverged for row in found for e in (*_each(row.ours), *_each(row.theirs))):
             said.append(
                 "Hollow with ×: with diverged networks (at chance, or loss not finite), kept: they are results."
             )
-        style.caption(ax, said, -0.17, width=190)
+        style.caption(ax, said, -0.2, width=158)
     return fig
 
 
@@ -139,7 +139,7 @@ def _panel(ax: Axes, lines: Lines, linked: Mapping[str, Collection[int]], depth:
     ax.set_xlim(-0.3, depth - 0.7)
     ax.set_xticks(range(depth))
     ax.tick_params(labelsize=12)
-    ax.set_xlabel(figure2.X_LABEL, size=12)
+    ax.set_xlabel(figure2.X_LABEL + _fallen(ax, lines), size=12)
 
 
 def _frame(*columns: Lines) -> tuple[float, float]:
@@ -154,14 +154,15 @@ def _ends(found: Estimate) -> tuple[float, ...]:
     return found.interval or (found.mean,)
 
 
-def _fallen(ax: Axes, lines: Lines) -> None:
+def _fallen(ax: Axes, lines: Lines) -> str:
     """Where random filters went that left the frame."""
     low, high = ax.get_ylim()
-    gone = {n: 100 * e.mean for n, e in lines.get("random", {}).items() if not low <= 100 * e.mean <= high}
-    if gone:
-        far = max(gone, key=lambda n: abs(gone[n]))
-        dead = " (diverged)" if lines["random"][far].diverged else ""
-        placing.text(ax, [f"random filters: {gone[far]:+.1f} points at n = {far}{dead}"], 11)
+    gone = {n: e for n, e in lines.get("random", {}).items() if not low <= 100 * e.mean <= high}
+    if not gone:
+        return ""
+    far = max(gone, key=lambda n: abs(gone[n].mean))
+    dead = ", diverged" if gone[far].diverged else ""
+    return f"\n(random filters leave the frame: {points(gone[far].mean, 1)} at n = {far}{dead})"
 
 
 def terms(results: Results, published: Results) -> list[str]:
