@@ -1,4 +1,5 @@
-"""`python -m analysis RESULTS [--out DIR] [--overlay published]`. Exit codes: 0 written, 2 the input is wrong."""
+"""`python -m analysis RESULTS [--out DIR] [--overlay published]`. Exit codes: 0 written, 2 the input is wrong or
+the report cannot be written."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m analysis",
         description="Tables, figures and a report from the results of a raygrid study.",
-        epilog="Exit codes: 0 everything was written; 2 the input is wrong (one message says what and what to do).",
+        epilog="Exit codes: 0 everything was written; 2 the input is wrong, or --out cannot be written (one message "
+        "says what and what to do).",
     )
     parser.add_argument(
         "results", metavar="RESULTS", type=Path, help="folder with results.parquet, or one CSV or Parquet file"
@@ -33,6 +35,9 @@ def main(argv: list[str] | None = None) -> int:
     except AnalysisError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        print(f"error: {error.filename or args.out or args.results}: {error.strerror or error}", file=sys.stderr)
+        return AnalysisError.exit_code
     print(written.summary)
     for line in written.skipped:
         print(f"not drawn: {line}")

@@ -35,6 +35,8 @@ QUESTION = (
 )
 SCORES = ("top1_last", "top1_mean10", "top1_best")
 TEXT = ("study", "cell", "split", "source", "target", "treatment", "network", "dataset", "recipe", "status", "error")
+DEEPEST = 1000
+"""most layers of a network: figures and tables have a place for each n"""
 ABSENT_TEXT = {"study": "study", "split": "unnamed", "status": "ok", "target": "B"}
 SETTING = ("network", "dataset", "recipe", "images_per_class", "split_classes")
 
@@ -91,7 +93,9 @@ def read(path: Path) -> Results:
         notes=tuple(notes),
         history=history,
         beside=_plan(folder, notes),
-        study_yaml=(folder / "study.yaml").read_text() if folder and (folder / "study.yaml").is_file() else None,
+        study_yaml=(folder / "study.yaml").read_text(encoding="utf-8", errors="replace")
+        if folder and (folder / "study.yaml").is_file()
+        else None,
     )
 
 
@@ -129,6 +133,8 @@ def _load(file: Path) -> pd.DataFrame:
 
 def check(frame: pd.DataFrame, name: str) -> tuple[pd.DataFrame, str, list[str]]:
     """Check columns and values; add score, task, unit, setting. Gives the frame, the score's name, and notes."""
+    import pandas as pd
+
     notes: list[str] = []
     frame = frame.copy()
     frame["_row"] = range(len(frame))
@@ -143,6 +149,8 @@ def check(frame: pd.DataFrame, name: str) -> tuple[pd.DataFrame, str, list[str]]
                 notes.append(f"no column {column}: all cells are taken as {ABSENT_TEXT[column]!r}")
             frame[column] = ABSENT_TEXT.get(column)
         values = frame[column].astype("object")
+        if pd.api.types.is_numeric_dtype(frame[column]):  # names that are numbers
+            values = values.map(_each(values, "{:g}".format))
         frame[column] = values.where(values.notna() & (values != ""), ABSENT_TEXT.get(column))
     if len(frame):
         frame["treatment"] = frame["treatment"].map(_each(frame["treatment"], _stripped))
@@ -151,6 +159,11 @@ def check(frame: pd.DataFrame, name: str) -> tuple[pd.DataFrame, str, list[str]]
     for column in ("images_per_class", "layers", "steps", "duration_s", "images_seen"):
         frame[column] = _numbers(frame, column, name, None)
     frame["n"] = frame["n"].where(frame["n"].notna() | ~frame["treatment"].isin(WITHOUT_N), 0.0)
+    for column in ("n", "layers"):
+        if (frame[column] > DEEPEST).any():
+            raise AnalysisError(
+                f"{name}: {column} = {frame[column].max():g}; networks here have {DEEPEST} layers at most"
+            )
     for column in ("n", "seed"):
         fractional = frame[column].notna() & (frame[column] % 1 != 0)
         if fractional.any():
@@ -311,7 +324,7 @@ def _plan(folder: Path | None, notes: list[str]) -> dict[str, Any]:
     if folder is None or not (folder / "plan.json").is_file():
         return {}
     try:
-        plan = json.loads((folder / "plan.json").read_text())
+        plan = json.loads((folder / "plan.json").read_bytes())
     except ValueError:
         notes.append("plan.json beside the results is not JSON; predicted times are not shown")
         return {}

@@ -122,6 +122,11 @@ WRONG = {
     "text n": (lambda p: _write(p / "r.csv", "treatment,n,top1_last\ntransfer,two,.5\n"), "is not a number"),
     "no n": (lambda p: _write(p / "r.csv", "treatment,n,top1_last\ntransfer,,.5\n"), "without n"),
     "half n": (lambda p: _write(p / "r.csv", "treatment,n,top1_last\ntransfer,1.5,.5\n"), "whole number"),
+    "endless n": (lambda p: _write(p / "r.csv", "treatment,n,top1_last\ntransfer,inf,.5\n"), "1000 layers at most"),
+    "endless layers": (
+        lambda p: _write(p / "r.csv", "treatment,n,layers,top1_last\ntransfer,1,1e9,.5\n"),
+        "1000 layers at most",
+    ),
     "unknown score": (
         lambda p: _write(p / "r.csv", "treatment,n,top1_last,score\nbase,0,.5,f1\n"),
         "top1_last, top1_mean10, top1_best",
@@ -146,6 +151,23 @@ def test_wrong_input_is_one_message_and_code_2(wrong: str, tmp_path: Path, capsy
     assert says in said
     assert said.count("\n") == 1
     assert "Traceback" not in said
+
+
+def test_a_report_that_cannot_be_written_is_one_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made_up.folder(tmp_path / "study", made_up.study(splits=(0,)))
+    (tmp_path / "out" / "figure2.svg").mkdir(parents=True)
+    assert main([str(tmp_path / "study"), "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert "figure2.svg" in said
+    assert said.count("\n") == 1
+
+
+def test_names_may_be_numbers_and_the_study_any_bytes(tmp_path: Path) -> None:
+    frame = made_up.study(splits=(0, 1, 2))
+    frame[["split", "study", "network"]] = 5
+    made_up.folder(tmp_path, frame, with_history=False)
+    (tmp_path / "study.yaml").write_bytes(b"\xff\xfe name")
+    assert "5" in analysis.write(tmp_path, tmp_path / "out").summary
 
 
 def test_a_repeated_cell_that_agrees_counts_once() -> None:
