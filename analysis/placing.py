@@ -74,16 +74,16 @@ def legend(
     return ax.legend(handles, labels, **above, **look)
 
 
-def text(ax: Axes, lines: Sequence[str], size: float, taken: Sequence[Any] = ()) -> Any:
+def text(ax: Axes, lines: Sequence[str], size: float) -> Any:
     """Lines of text in the first corner where they hide nothing; the axis grows downwards where there is none. Gives
-    the box in pixels; `taken` are such boxes."""
+    the box in pixels."""
     from matplotlib.offsetbox import AnchoredText
 
     while True:
         for place in CORNERS:
             made = ax.add_artist(AnchoredText("\n".join(lines), place, frameon=False, prop={"size": size}, pad=0.2))
             box = made.get_window_extent()
-            if not hidden(strokes(ax), box) and not any(box.overlaps(other) for other in taken):
+            if not hidden(strokes(ax), box):
                 return box
             made.remove()
         low, high = ax.get_ylim()

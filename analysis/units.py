@@ -76,21 +76,21 @@ def deviation(values: Sequence[float]) -> float:
     return 0.0 if sd < 1e-12 else sd
 
 
-def interval(values: Sequence[float], level: float = LEVEL) -> tuple[float, float] | None:
-    """Two-sided Student-t interval of the mean; None below 3 values."""
+def interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """95 % Student-t interval of the mean; None below 3 values."""
     if len(values) < FEWEST:
         return None
     mean = math.fsum(values) / len(values)
-    half = quantile(len(values) - 1, level) * deviation(values) / math.sqrt(len(values))
+    half = quantile(len(values) - 1) * deviation(values) / math.sqrt(len(values))
     return mean - half, mean + half
 
 
 @lru_cache(maxsize=1024)
-def quantile(freedom: int, level: float = LEVEL) -> float:
-    """Student's t for a two-sided interval."""
+def quantile(freedom: int) -> float:
+    """Student's t for a two-sided interval of LEVEL."""
     from scipy.special import stdtrit
 
-    return float(stdtrit(freedom, (1 + level) / 2))
+    return float(stdtrit(freedom, (1 + LEVEL) / 2))
 
 
 EMPTY = Estimate((), (), "split", False, 0, 0)
