@@ -56,7 +56,7 @@ def ingest(
     from raygrid.data import joining, making
     from raygrid.data.progress import bar
     from raygrid.data.sources import list_source
-    from raygrid.errors import DataError
+    from raygrid.errors import DataError, expanded
     from raygrid.store import Store
 
     if not 1 <= size <= 4096:
@@ -70,8 +70,8 @@ def ingest(
     ):
         if not good:
             raise DataError(f"{key} {value}: out of range")
-    root = Path(source).expanduser()
-    listing = list_source(root, *(Path(p).expanduser() if p else None for p in (test, ground_truth)))
+    root = expanded(source)
+    listing = list_source(root, *(expanded(p) if p else None for p in (test, ground_truth)))
     name = name or _name(root, listing)
     _check_name(name)
     named = {"name": name, "groups": _groups(groups, listing.classes), "licence": licence}
@@ -156,14 +156,14 @@ def _groups(file: str | Path | None, classes: Sequence[str]) -> tuple[Group | No
     import csv
 
     from raygrid.data import ilsvrc2012
-    from raygrid.errors import DataError, closest
+    from raygrid.errors import DataError, closest, expanded
 
     if file is None:
         return ilsvrc2012.groups_of(classes)
     try:
-        with Path(file).expanduser().open(encoding="utf-8", newline="") as handle:
+        with expanded(file).open(encoding="utf-8-sig", newline="") as handle:  # Excel begins files with a mark
             rows = [row for row in csv.reader(handle) if row and row != ["class", "group"]]
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"--groups {file}: cannot be read ({error})") from None
     found: dict[str, Group | None] = {}
     for row in rows:
@@ -260,7 +260,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; its exit code."""
     options = vars(parser().parse_args(arguments))
-    from raygrid.errors import RaygridError, ended_by
+    from raygrid.errors import RaygridError, ended_by, expanded
 
     try:
         if options.pop("ray"):
@@ -270,7 +270,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             connect()
             options["parallel_map"] = partial(ray_map, at_once=options["workers"])
-        dest = options["dest"] if "://" in options["dest"] else Path(options["dest"]).expanduser().absolute()
+        dest = options["dest"] if "://" in options["dest"] else expanded(options["dest"]).absolute()
         manifest = ingest(options.pop("src"), options.pop("dest"), **options)
     except (RaygridError, OSError, KeyboardInterrupt) as error:
         return ended_by(error)
@@ -282,7 +282,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"{held}left out: {manifest.preprocessing['left out']}\n"
         f"in both parts: {manifest.preprocessing['in both parts']}\n"
         f"content hash: {manifest.sha256}\n"
-        f"in a study:   dataset: {{name: {manifest.name}, path: {dest}, sha256: {manifest.sha256[:16]}}}"
+        f"in a study:   dataset: {{name: {manifest.name}, path: {dest}, sha256: '{manifest.sha256[:16]}'}}"
     )
     return 0
 

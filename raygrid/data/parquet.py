@@ -38,11 +38,13 @@ def list_parquet(source: Path, test: Path | None) -> Any:
             if names is not None and found is not None and found != names:
                 raise DataError(f"ingest: {path}: its class names differ from those of {files['train'][1][0]}")
             names = names or found
-    values = {value for held in labels.values() for _, column in held for value in column}
     for part in files:
         for path, column in labels[part]:
             if None in column:
                 raise DataError(f"ingest: {path}: row {column.index(None)} has no label")
+            if odd := next((value for value in column if not isinstance(value, (str, int))), None):
+                raise DataError(f"ingest: {path}: labels must be whole numbers or texts; found {odd!r}")
+    values = {value for held in labels.values() for _, column in held for value in column}
     classes: Sequence[str]
     if all(isinstance(value, str) for value in values):
         classes = sorted(values)
@@ -154,7 +156,7 @@ def _column(file: Any, allowed: Sequence[str], what: str) -> str:
 def _numbered(values: set[Any]) -> list[str]:
     """Names of classes that have only numbers: 00, 01, ..."""
     if not all(isinstance(value, int) for value in values):
-        raise DataError(f"ingest: labels must be whole numbers or texts; found {sorted(map(repr, values))[:5]}")
+        raise DataError("ingest: some labels are whole numbers, others texts; choose one of the two")
     most = max(values)
     if most >= 100_000:
         raise DataError(f"ingest: the largest label is {most}; labels are expected to count from 0")

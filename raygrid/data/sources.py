@@ -63,6 +63,8 @@ def list_source(source: Path, test: Path | None = None, ground_truth: Path | Non
 
     listing = parquet.list_parquet(source, test) if parquet.is_parquet(source) else _folders(source, test, ground_truth)
     names = {"train": "training", "test": "test"}
+    if not listing.classes:
+        raise DataError(f"ingest: {source}: no class in it, so nothing to learn; is it the right folder?")
     for part, entries in listing.entries.items():
         held = {entry.label for entry in entries}
         if empty := [name for label, name in enumerate(listing.classes) if label not in held]:

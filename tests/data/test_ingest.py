@@ -18,6 +18,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from test_decode import UNREADABLE
 
 from raygrid.data import making
@@ -390,7 +391,14 @@ def test_groups(image_folder: Path, tmp_path: Path) -> None:
     groups.write_text("class,group\nsun,natural\ncar,man-made\nbus,\n")
     made = ingest(image_folder, tmp_path / "out", size=8, groups=groups, **QUIET)
     assert made.groups == (None, "man-made", None, "natural")
-    for text, message in (("moon,natural\n", "no class 'moon'"), ("sun,sky\n", "group 'sky' of class 'sun'")):
+    groups.write_text("\ufeffclass,group\nsun,natural\n", encoding="utf-8")
+    assert ingest(image_folder, tmp_path / "marked", size=8, groups=groups, **QUIET).groups[3] == "natural"
+    long = f"sun,{'x' * 200_000}\n"
+    for text, message in (
+        ("moon,natural\n", "no class 'moon'"),
+        ("sun,sky\n", "group 'sky' of class 'sun'"),
+        (long, "cannot be read"),
+    ):
         groups.write_text(text)
         with pytest.raises(DataError, match=message):
             ingest(image_folder, tmp_path / "out", size=8, groups=groups, **QUIET)
@@ -431,7 +439,10 @@ def test_command(image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert main([str(image_folder), str(tmp_path / "out"), "--size", "24", "--workers", "1", "--name", "mine"]) == 0
     said = capsys.readouterr()
     made = read_manifest(tmp_path / "out")
-    assert f"dataset: {{name: mine, path: {tmp_path / 'out'}, sha256: {made.sha256[:16]}}}" in said.out
+    study = yaml.safe_load(said.out.partition("in a study:")[2])
+    wanted = {"name": "mine", "path": str(tmp_path / "out"), "sha256": made.sha256[:16]}
+    assert study == {"dataset": wanted}
+    assert f"'{made.sha256[:16]}'" in said.out, "quoted: sixteen digits would be a number"
     assert "124 of 124 images" in said.err
     shutil.rmtree(tmp_path / "out")
 
@@ -440,6 +451,8 @@ def test_command(image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     ("arguments", "message"),
     [
         (["nowhere", "out"], "nowhere: no such file or folder"),
+        (["~nosuch/x", "out"], "~nosuch/x: there is no such home folder"),
+        (["SRC", "~nosuch/x"], "~nosuch/x: there is no such home folder"),
         (["SRC", "out", "--size", "0"], "--size 0: must be 1 to 4096 pixels"),
         (["SRC", "out", "--name", "a/b"], "--name a/b"),
         (["SRC", "out", "--name", "cifar10"], "raygrid's own data set has this name"),

@@ -227,6 +227,16 @@ def test_parquet_without_names(tmp_path: Path) -> None:
     assert [e.label for e in list_source(two[0], test=two[1]).entries["test"]] == [0, 1]
 
 
+def test_parquet_that_nobody_can_learn_from(tmp_path: Path) -> None:
+    for name, labels, message in (
+        ("lists", {"train": [[1], [2]], "test": [[1], [2]]}, r"whole numbers or texts; found \[1\]"),
+        ("halves", {"train": [0.5, 1.0], "test": [0.5, 1.0]}, "whole numbers or texts; found 0.5"),
+        ("empty", {"train": pa.array([], pa.int64()), "test": pa.array([], pa.int64())}, "no class in it"),
+    ):
+        with pytest.raises(DataError, match=message):
+            list_source(parquet(tmp_path / name, labels))  # type: ignore[arg-type]
+
+
 def test_parquet_of_imagenet_gets_wnids(tmp_path: Path) -> None:
     words = [words for _, words in ilsvrc2012.synsets()]
     source = parquet(tmp_path, {"train-0": list(range(1000)), "validation-0": list(range(1000))}, words)
