@@ -46,10 +46,10 @@ def data_folder(cache: Path, sha256: str) -> Path:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold the one lock for filling a folder of the cache, over all processes of this host."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with Path(f"{folder}.lock").open("a") as handle:
+def locked(path: Path) -> Iterator[None]:
+    """Hold the one lock for making or filling a file or folder, over all processes of this host."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with Path(f"{path}.lock").open("a") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
 

@@ -97,7 +97,7 @@ class Server:
     @property
     def file(self) -> Path | None:
         """The SQLite file of an embedded URI."""
-        return Path(self.uri.removeprefix(SQLITE)) if self.uri.startswith(SQLITE) else None
+        return Path(plain_uri(self.uri).removeprefix(SQLITE)) if self.uri.startswith(SQLITE) else None
 
     @cached_property
     def client(self) -> Any:
@@ -115,16 +115,32 @@ class Server:
                 raise Refused(f"MLflow {self.uri}: {self.file.parent} cannot be made ({error.strerror})") from None
         from mlflow.tracking import MlflowClient
 
+        from raygrid.data.cache import locked
+
         for name in ("mlflow", "alembic"):
             logging.getLogger(name).setLevel(logging.CRITICAL)  # else a full disk is pages of traceback in the display
+        if self.file is not None and not self.file.exists():
+            with locked(self.file):
+                self._make(MlflowClient)
         client = MlflowClient(tracking_uri=self.uri)
         if self.file is not None:
-            client.search_experiments(max_results=1)  # makes the tables
+            client.search_experiments(max_results=1)
             with contextlib.suppress(sqlite3.Error):
                 connection = sqlite3.connect(self.file, timeout=20)
                 connection.execute("PRAGMA journal_mode=WAL")  # kept in the file: readers never wait for the writer
                 connection.close()
         return client
+
+    def _make(self, client: Any) -> None:
+        """Make MLflow's tables aside, and move the file to its place whole: half-made tables, of a process that was
+        killed or of two at once, are never mended. The lock is held."""
+        if self.file is None or self.file.exists():
+            return
+        aside = Path(f"{self.file}.part")
+        for left in (aside, Path(f"{aside}-journal")):
+            left.unlink(missing_ok=True)
+        client(tracking_uri=f"{SQLITE}{aside}").search_experiments(max_results=1)
+        aside.replace(self.file)
 
     def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """The one way to MLflow: a method of its client. Raises only TrackError."""

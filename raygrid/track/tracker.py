@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from raygrid.cell import Cell
+from raygrid.errors import StoreError
 from raygrid.plan import Plan
-from raygrid.record import Record, find_record, find_records
+from raygrid.record import Record, find_record, find_records, record_path
 from raygrid.store import Store
 from raygrid.track import projection as show
 from raygrid.track import views
@@ -50,7 +51,7 @@ class Missed:
     """What MLflow does not show at the end. False where it shows everything."""
 
     cells: int
-    """finished cells whose run is absent or not complete"""
+    """finished cells whose run is absent or not complete; all of them where MLflow was never reached"""
     why: str | None
     command: str
     """the command that brings it there"""
@@ -157,7 +158,7 @@ class Tracker:
                 self._closing = time.monotonic() + timeout_s
                 self._lock.notify()
             self._thread.join(timeout_s)
-        left = len(self._todo.keys() | self._rejected.keys())
+        left = len(self._todo.keys() | self._rejected.keys() | self._unseen())
         why = self.trouble
         if why is None and self._thread is not None and self._thread.is_alive():
             why = f"MLflow {plain_uri(self.uri)} was too slow"
@@ -165,6 +166,15 @@ class Tracker:
             self._closing = 0.0
         where = f"--store {self.store.url} --uri {plain_uri(self.uri)}"
         return Missed(left, why, f"python -m raygrid.track sync STUDY {where}")
+
+    def _unseen(self) -> set[str]:
+        """Finished cells, where MLflow was never reached: nobody knows what it has of them."""
+        if self._thread is None or self._connected:
+            return set()
+        with contextlib.suppress(StoreError):
+            listed = set(self.store.list(f"cells/{self.plan.facts.name}"))
+            return {c.address for c in self.plan.cells if record_path(c) in listed and c.address not in self._done}
+        return set()
 
     @property
     def trouble(self) -> str | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -245,6 +247,61 @@ def test_places_that_cannot_be_written(plan: Plan, store: Store, tmp_path: Path)
         trouble = wait(lambda tracker=tracker: tracker.trouble)
         assert trouble.startswith("MLflow ") and "\n" not in trouble and len(trouble) < 350, trouble
         assert tracker.close(15).cells == 1, uri
+
+
+def test_where_mlflow_was_never_reached_every_finished_cell_counts(plan: Plan, store: Store, tmp_path: Path) -> None:
+    """Not only those of this launch: two were finished before it."""
+    (tmp_path / "garbage.db").write_bytes(b"this is no database" * 500)
+    uri = f"sqlite:///{tmp_path}/garbage.db"
+    for cell in plan.cells[:2]:
+        write_record(store, make_record(cell))
+    assert not Tracker(plan, store, uri).close(1), "it was not even asked"
+    tracker = Tracker(plan, store, uri)
+    tracker.start()
+    train(tracker, store, plan.cells[2])
+    wait(lambda: tracker.trouble)
+    assert str(tracker.close(15)).startswith("MLflow misses 3 finished cells (MLflow sqlite")
+
+
+CONNECT = """\
+import sys
+import mlflow.store.tracking.sqlalchemy_store, mlflow.tracking
+from raygrid.track.server import Server
+print("ready", flush=True)
+sys.stdin.readline()
+Server(sys.argv[1]).experiment("raygrid/toys", {"raygrid.study": "toys"})
+"""
+
+
+def connecting(uri: str) -> subprocess.Popen[str]:
+    """A process that is about to connect."""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen([sys.executable, "-c", CONNECT, uri], text=True, **pipes)  # type: ignore[call-overload]
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def test_two_processes_make_one_file(embedded: str) -> None:
+    both = [connecting(embedded) for _ in range(2)]
+    for process in both:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    for process in both:
+        _, said = process.communicate(timeout=120)
+        assert process.returncode == 0, said
+    Server(embedded).call("search_experiments")
+
+
+def test_a_file_whose_maker_was_killed_is_made_again(embedded: str, tmp_path: Path) -> None:
+    process = connecting(embedded)
+    process.stdin.write("go\n")
+    process.stdin.flush()
+    wait(lambda: sum(file.stat().st_size for file in (tmp_path / "out").glob("mlflow.db*")) > 400_000)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -9, "it was too fast to be killed"
+    Server(embedded).call("search_experiments")
+    assert not list((tmp_path / "out").glob("*.part*"))
 
 
 def test_what_training_hands_over_never_raises(plan: Plan, store: Store, database: str) -> None:
