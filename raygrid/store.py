@@ -183,7 +183,10 @@ class Store:
             if self._call(path, lambda: self._fetch(path, local, sha256)):
                 return
             time.sleep(0.2 * attempt)
-        raise IntegrityError(f"store: {self.uri(path)} is damaged (sha256 differs from {sha256[:16]}...)")
+        raise IntegrityError(
+            f"store: {self.uri(path)} is damaged: its sha256 is not {sha256[:16]}...; delete it, and what depends on "
+            "it is made again"
+        )
 
     def _fetch(self, path: str, local: Path, sha256: str) -> bool:
         """One try; False where other bytes came."""
@@ -248,7 +251,10 @@ class Store:
         for. Raises StoreError."""
         path = f"check/{socket.gethostname()}-{os.getpid()}"
         hasty = self if self.url.startswith("memory") else Store(self.url, make=False)
-        hasty.put(path, b"raygrid")
+        try:
+            hasty.put(path, b"raygrid")
+        except FileNotFoundError:
+            raise StoreError(f"store {self.url}: no such bucket, or no right to it") from None
         if self.get(path) != b"raygrid":
             raise StoreError(f"store {self.url}: what was written could not be read back")
         self._sweep(path)

@@ -6,7 +6,9 @@
     arrays.py       Images, Arrays; publish to the store, open from it; statistics of a task
     known.py        data sets that raygrid knows by name: facts pinned, pixels fetched when wanted
     bundled.py, cifar10.py, ilsvrc2012.py     those data sets
-    decode.py, sources.py, making.py          ingest: image file to pixels, folder to list, list to shards
+    sources.py, parquet.py, ground_truth.py   ingest: folder, Parquet or label file to a list of images
+    decode.py, making.py, joining.py          ingest: image file to pixels, list to shards, shards to a data set
+    progress.py     how far ingest or a download is
     stream.py       ordered, augmented batches
 
 numpy, pydantic, Pillow; never Ray. Nothing is unpickled from a store or a cache.

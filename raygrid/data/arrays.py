@@ -163,7 +163,8 @@ def _files(shard: Any) -> tuple[tuple[str, str], ...]:
 def publish(manifest: Manifest, place: str | Path, store: Store) -> None:
     """Put a data set under `STORE/data/<sha256>/`: what is there is skipped, the manifest is written last.
 
-    `place` is its folder, or the URL that ingest wrote to (files then pass through a temporary folder, verified).
+    `place` is its folder, or the URL that ingest wrote to (files then pass through a temporary folder). Every file is
+    verified before it is put there. Raises DataError for one that is damaged.
     """
     base = f"data/{manifest.sha256}"
     there = set(store.list(base))
@@ -173,6 +174,11 @@ def publish(manifest: Manifest, place: str | Path, store: Store) -> None:
         if f"{base}/{name}" in there:
             return
         if "://" not in str(place):
+            if not is_whole(Path(place) / name, sha256):  # once there, its name would vouch for it
+                raise DataError(
+                    f"data set in {place}: {name} is damaged or missing; delete it and make the data set again (ingest "
+                    "as before, or launch for one that comes with raygrid)"
+                )
             store.put_file(f"{base}/{name}", Path(place) / name)
             return
         import tempfile

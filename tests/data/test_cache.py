@@ -5,6 +5,7 @@ import io
 import json
 import multiprocessing
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -60,7 +61,9 @@ def test_damage_in_the_store_never_enters(published: tuple[Store, str, Path], ow
     data = bytearray(path.read_bytes())
     data[-5] ^= 4
     path.write_bytes(bytes(data))
-    with pytest.raises(IntegrityError, match=path.name):
+    with pytest.raises(
+        IntegrityError, match=f"{path.name} is damaged.*delete it, and what depends on it is made again"
+    ):
         open_arrays(store, sha256)
     assert cached(data_folder(own_cache, sha256), sha256) is None
     data[-5] ^= 4
@@ -160,6 +163,22 @@ def test_publish_completes_what_was_begun(published: tuple[Store, str, Path], ic
     publish(icons.manifest, place, store)
     assert {path.name for path in folder.iterdir()} == set(before)
     assert len(open_arrays(store, sha256).test) == 1023
+
+
+@pytest.mark.parametrize("spoil", ["flip", "remove"])
+def test_a_damaged_shard_is_never_published(icons: Arrays, tmp_path: Path, spoil: str) -> None:
+    """Its name is its hash: nobody would put the right one there any more."""
+    folder = Path(shutil.copytree(Path(icons.train._files[0][0]).parent, tmp_path / "mine"))
+    path = next(folder.glob("train-*-images-*"))
+    whole = path.read_bytes()
+    path.unlink() if spoil == "remove" else path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    store = Store(str(tmp_path / "store"))
+    with pytest.raises(DataError, match=f"{folder}: {path.name} is damaged or missing; delete it"):
+        publish(icons.manifest, folder, store)
+    assert not any(name.endswith((path.name, MANIFEST)) for name in store.list())
+    path.write_bytes(whole)
+    publish(icons.manifest, folder, store)
+    assert open_arrays(store, icons.manifest.sha256).manifest == icons.manifest
 
 
 def test_the_manifest_is_published_last(icons: Arrays, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,12 +15,13 @@ BROKEN = ("500", "503 slow down", "reset before", "reset after", "reset in uploa
 """answers that anybody can see are broken"""
 WRONG = ("short", "flip")
 """answers that look whole"""
-KINDS = (*BROKEN, *WRONG, "silence", "expired", "denied")
+KINDS = (*BROKEN, *WRONG, "silence", "expired", "denied", "no bucket")
 XML = {
     "500": (500, "InternalError", "We encountered an internal error. Please try again."),
     "503 slow down": (503, "SlowDown", "Please reduce your request rate."),
     "expired": (400, "ExpiredToken", "The provided token has expired."),
     "denied": (403, "AccessDenied", "Access Denied"),
+    "no bucket": (404, "NoSuchBucket", "The specified bucket does not exist"),
 }
 
 

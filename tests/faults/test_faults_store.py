@@ -199,6 +199,17 @@ def test_a_read_only_bucket_is_found_before_anything_is_trained(
     assert not any("/cells/" in path for _, path, _ in proxy.seen)
 
 
+@needs_s3
+def test_a_bucket_that_is_not_there_is_named_before_anything_is_trained(
+    proxy: Proxy, tmp_path: Path, capsys: Any
+) -> None:
+    proxy.rule = lambda request: "no bucket" if request.path.startswith("/mistyped") else None
+    assert launch(tmp_path, store="s3://mistyped/x") == 3
+    said = capsys.readouterr().err
+    assert "store s3://mistyped/x: no such bucket, or no right to it" in said, said
+    assert not any("/cells/" in path for _, path, _ in proxy.seen)
+
+
 @pytest.mark.fault("an S3 server that is away for most of the bound")
 @pytest.mark.parametrize("kind", ["503 slow down", "reset before"])
 def test_an_outage_within_the_bound_is_waited_for(kind: str, proxy: Proxy, bucket: str) -> None:
