@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +40,7 @@ class Member:
     stopped: str | None = None
     """why training ended early, and at which step (not finite)"""
 
-    @property
+    @cached_property
     def tests(self) -> list[int]:
         """Steps after which the network is tested; the last is the last step."""
         count = min(self.cell.recipe.evaluations, self.total)
