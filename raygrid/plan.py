@@ -201,11 +201,11 @@ def _task(halves: Halves, half: str, block: Block, facts: DatasetFacts) -> Task:
                 raise StudyError(f"dataset {facts.name}: class {facts.classes[c]!r} has no {what} images")
     k = block.images_per_class
     if k is not None:
-        few = min(classes, key=lambda c: facts.train[c])
-        if k > max(facts.train[c] for c in classes):
+        most = max(classes, key=lambda c: facts.train[c])
+        if k > facts.train[most]:
             raise StudyError(
                 f"images_per_class: {k} is more than any class of half {half} has "
-                f"({facts.classes[few]!r} has {facts.train[few]}); leave it out to use all images"
+                f"({facts.classes[most]!r} has most: {facts.train[most]}); leave it out to use all images"
             )
     return Task(
         dataset=facts.name,

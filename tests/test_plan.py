@@ -14,6 +14,7 @@ from benchmarks.plan_scale import input_limits
 from raygrid.agenda import Pricing, load
 from raygrid.cell import HASH_LENGTH, Cell, DatasetFacts, digest
 from raygrid.cost import DEVICES, Meter, cohort_bytes, ideal
+from raygrid.errors import StudyError
 from raygrid.plan import Agenda, Cohort, Plan, explain, plan, simulate
 from raygrid.simulation import Bound
 from raygrid.study import Study
@@ -114,6 +115,13 @@ def test_the_shared_parts_of_hashes_give_what_the_definition_gives() -> None:
             },
             HASH_LENGTH,
         )
+
+
+def test_more_images_than_any_class_has_are_refused_with_the_class_that_has_most() -> None:
+    uneven = facts().model_copy(update={"train": (90, 10, *(50,) * 8)})
+    assert plan(study(rest="images_per_class: 50\n"), uneven).cells
+    with pytest.raises(StudyError, match=r"100 is more than any class .* has \('c\d' has most: (90|50)\)"):
+        plan(study(rest="images_per_class: 100\n"), uneven)
 
 
 # --- the agenda ------------------------------------------------------------------------------------------------------
