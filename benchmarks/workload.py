@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from raygrid.cell import Cell
 from raygrid.data.arrays import publish
@@ -84,11 +83,7 @@ def workload(study: Study) -> Workload:
 
 def as_yaml(study: Study, where: Path) -> Path:
     """A study as a file that `raygrid.launch` reads."""
-    import yaml
-
-    whole: dict[str, Any] = study.model_dump(mode="json", exclude_defaults=True, exclude={"blocks"})
-    whole["grid"] = [block.model_dump(mode="json", exclude_defaults=True) for block in study.blocks]
-    where.write_text(yaml.safe_dump(whole, sort_keys=False))
+    where.write_text(study.to_yaml(defaults=False))
     return where
 
 

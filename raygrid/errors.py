@@ -9,7 +9,15 @@
     |-- StoreError               object storage refused, permanently: exit code 3
     |   |-- IntegrityError       bytes read do not have the sha256 that was written
     |   `-- AlreadyExists        create-if-absent found the object: not a failure, an answer
-    `-- CellFailed               one cell could not be trained; its mates go on: exit code 1
+    |-- CellFailed               one cell could not be trained; its mates go on: exit code 1
+    |-- Interrupted              (`train`) a cell stopped because it was told to, its progress saved; never shown
+    `-- TrackError               (`track`) MLflow cannot be written; training goes on: exit code 1 of its own command
+        |-- Away                 the server does not answer
+        |-- Refused              it answers, and refuses
+        |-- Gone                 the run was deleted
+        `-- Rejected             it refuses this one write
+
+Those whose names begin with `_` are caught, or told as what they are a kind of, by the module that raises them.
 
 Exit codes of every command: 0 all is well; 1 the grid ended but some planned cell has no record with status ok;
 2 the user's input is wrong; 3 the store is unusable; 130 interrupted (run the same command again to go on).
@@ -20,6 +28,7 @@ from __future__ import annotations
 import difflib
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class RaygridError(Exception):
@@ -80,6 +89,14 @@ def ended_by(error: BaseException, again: str = "run the same command again to g
     where = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
     print(f"raygrid: {where}{getattr(error, 'strerror', None) or error}; {again}", file=sys.stderr)
     return StoreError.exit_code
+
+
+def expanded(path: str | Path) -> Path:
+    """A path with `~` written out. Raises UserError where `~name` is nobody here."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise UserError(f"{path}: there is no such home folder on this machine; write the path out") from None
 
 
 def first_line(error: BaseException) -> str:

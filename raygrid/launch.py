@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raygrid.errors import RaygridError, Unfetched, UserError, ended_by
+from raygrid.errors import RaygridError, Unfetched, UserError, ended_by, expanded
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from raygrid.study import Study
     from raygrid.track import Tracker
 
-DEFAULT = "demo"
 WITHOUT_NETWORK = "icons"
 MLFLOW_GRACE_S = 60.0
 FAILURES = "failures.log"
@@ -52,9 +51,7 @@ def parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    p.add_argument(
-        "study", nargs="?", help=f"YAML file, or the name of a study that comes with raygrid (default: {DEFAULT})"
-    )
+    p.add_argument("study", nargs="?", help="YAML file, or the name of a study that comes with raygrid (default: demo)")
     p.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key, as in recipe.epochs=4"
     )
@@ -85,17 +82,14 @@ class Job:
 
 def find_study(name: str | None, overrides: Sequence[str]) -> Study:
     """A study by file or by the name of one that comes with raygrid."""
-    from raygrid.study import Study, bundled_studies
+    from raygrid.study import Study, study_file
 
-    bundled = bundled_studies()
-    if name is None or (name in bundled and not Path(name).is_file()):
-        name = str(bundled[name or DEFAULT])
-    return Study.load(name, overrides)
+    return Study.load(study_file(name), overrides)
 
 
 def job_for(study: str | None, overrides: Sequence[str], store: str | None, out: str | Path) -> Job:
     """Settle what is asked: arguments first, then the environment, then defaults."""
-    folder = Path(out).expanduser().resolve()
+    folder = expanded(out).resolve()
     return Job(
         study=find_study(study, overrides),
         chosen=study is not None or bool(overrides),
@@ -130,10 +124,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             if value:
                 raise UserError(f"{flag} goes with --dry-run, which trains nothing; add it")
         if cluster := remote.chosen(arguments.cluster):
-            named = arguments.study or DEFAULT
-            return remote.run(
-                remote.request(cluster, asked.study.name, named, arguments.set, arguments.store, asked.out), console
-            )
+            job = remote.request(cluster, asked.study.name, arguments.study, arguments.set, arguments.store, asked.out)
+            return remote.run(job, console)
         if asked.study.execution.backend == "ray":
             remote.hint(console)
         return launch(asked, console)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from raygrid.errors import RaygridError, StoreError
 from raygrid.grid import Remote, RemoteJob, live_clusters
 from raygrid.store import Store, safe_path, sha256_of
-from raygrid.study import bundled_studies
+from raygrid.study import study_file
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -65,13 +65,14 @@ def chosen(argument: str | None) -> str | None:
     return os.environ.get("RAYGRID_CLUSTER") or None
 
 
-def request(cluster: str, study: str, named: str, overrides: Sequence[str], store: str | None, out: Path) -> Request:
-    """A request in plain values; `named` is a study file or the name of one that comes with raygrid. A store named by
-    RAYGRID_STORE here counts if the cluster can know it too."""
-    file = Path(named) if Path(named).exists() else bundled_studies().get(named, Path(named))
+def request(
+    cluster: str, study: str, named: str | None, overrides: Sequence[str], store: str | None, out: Path
+) -> Request:
+    """A request in plain values; `named` as `study_file` has it. A store named by RAYGRID_STORE here counts if the
+    cluster can know it too."""
     here = os.environ.get("RAYGRID_STORE", "")
     url = store or (here if "://" in here and not here.startswith("file:") else None)
-    return Request(cluster, study, file.read_text(encoding="utf-8"), tuple(overrides), url, out)
+    return Request(cluster, study, study_file(named).read_text(encoding="utf-8"), tuple(overrides), url, out)
 
 
 def hint(console: Console) -> None:

@@ -300,6 +300,8 @@ class Block(Frozen):
 BLOCK_KEYS = ("splits", "targets", "treatments", "layers", "seeds", "images_per_class", "preserve", "recipe")
 
 
+DEFAULT = "demo"
+"""the study that is meant where none is named"""
 BESIDE = ("store", "mlflow.db")
 """what a launch keeps beside the folders of its studies, which have the studies' names"""
 
@@ -352,6 +354,12 @@ class Study(Frozen):
             raise StudyError(f"{where}: {error}") from None
         except RecursionError:
             raise StudyError(f"{where}: a value contains itself") from None
+
+    def to_yaml(self, defaults: bool = True) -> str:
+        """The text of a file that gives this study again; with `defaults`, whatever later versions take for granted."""
+        whole = self.model_dump(mode="json", exclude_defaults=not defaults, exclude={"blocks"})
+        whole["grid"] = [block.model_dump(mode="json", exclude_defaults=not defaults) for block in self.blocks]
+        return yaml.safe_dump(whole, sort_keys=False)
 
 
 class _Loader(yaml.SafeLoader):
@@ -633,6 +641,13 @@ def _explain(error: ValidationError, block_paths: Sequence[str]) -> str:
         if line not in lines:
             lines.append(line)
     return "; ".join(lines)
+
+
+def study_file(named: str | Path | None = None) -> Path:
+    """The file that people mean by a name: that file, else a study that comes with raygrid; by no name, the default."""
+    if named is not None and Path(named).is_file():
+        return Path(named)
+    return bundled_studies().get(str(named or DEFAULT), Path(named or DEFAULT))
 
 
 def bundled_studies() -> dict[str, Path]:

@@ -228,6 +228,46 @@ def test_a_block_overrides_what_it_merges() -> None:
     assert [block.layers for block in Study.parse(TINY + grid).blocks] == [(1,), (2,), (2,)]
 
 
+@pytest.mark.parametrize("name", bundled_studies())
+def test_a_study_as_text_gives_the_same_study_again(name: str) -> None:
+    study = Study.load(bundled_studies()[name], ["recipe.weight_decay=1e-5", "execution.gpu=0.5"])
+    assert Study.parse(study.to_yaml()) == Study.parse(study.to_yaml(defaults=False)) == study
+
+
+def test_a_folder_that_is_called_as_a_study_is_not_taken_for_it(tmp_path, monkeypatch) -> None:
+    from raygrid.remote import request
+    from raygrid.track.__main__ import load
+
+    for name in ("icons", "demo"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert launch.find_study("icons", ()).name == load("icons", ()).study.name == "icons"
+    assert "\nname: icons\n" in request("x", "icons", "icons", (), None, tmp_path).text
+    assert "\nname: demo\n" in request("x", "demo", None, (), None, tmp_path).text
+    (tmp_path / "digits").write_text(TINY)
+    assert launch.find_study("digits", ()).name == load("digits", ()).study.name == "tiny"
+    assert request("x", "tiny", "digits", (), None, tmp_path).text == TINY
+
+
+def test_every_error_stands_in_the_docstring_of_errors() -> None:
+    import ast
+    from pathlib import Path
+
+    from raygrid import errors
+
+    bases: dict[str, set[str]] = {}
+    for path in Path(errors.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                bases[node.name] = {base.id for base in node.bases if isinstance(base, ast.Name)}
+    known = {"RaygridError"}
+    while more := {name for name, above in bases.items() if above & known} - known:
+        known |= more
+    assert {"TrackError", "Interrupted"} <= known
+    for name in known:
+        assert name.startswith("_") or f"-- {name} " in (errors.__doc__ or "") or name == "RaygridError", name
+
+
 def test_a_study_is_immutable() -> None:
     study = Study.parse(TINY)
     with pytest.raises(ValueError):

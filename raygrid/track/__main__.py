@@ -44,10 +44,9 @@ def load(study: str, overrides: Sequence[str]) -> Plan:
     """The plan of a study file, or of a bundled study's name."""
     from raygrid.data.known import facts
     from raygrid.plan import plan
-    from raygrid.study import Study, bundled_studies
+    from raygrid.study import Study, study_file
 
-    path = Path(study) if Path(study).exists() else bundled_studies().get(study, Path(study))
-    loaded = Study.load(path, overrides)
+    loaded = Study.load(study_file(study), overrides)
     return plan(loaded, facts(loaded.dataset))
 
 
