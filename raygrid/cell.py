@@ -126,10 +126,18 @@ class Task(Frozen):
 
     @cached_property
     def label(self) -> str:
-        """`random0/B`"""
-        seed = "" if self.split_seed is None else str(self.split_seed)
-        few = "" if self.images_per_class is None else f"/{self.images_per_class}-a-class"
-        return f"{self.split}{seed}/{self.half}{few}"
+        """`random0/B`, `random0/B/100-a-class`"""
+        return f"{self.split_label}/{self.half}{self.few}"
+
+    @property
+    def split_label(self) -> str:
+        """`random0`"""
+        return self.split if self.split_seed is None else f"{self.split}{self.split_seed}"
+
+    @property
+    def few(self) -> str:
+        """`/100-a-class`; empty where all images are used."""
+        return "" if self.images_per_class is None else f"/{self.images_per_class}-a-class"
 
     def images(self, facts: DatasetFacts) -> int:
         """Number of training images."""
@@ -194,9 +202,8 @@ class Cell(Frozen):
 
     @property
     def title(self) -> str:
-        """Short enough for a legend: `A3B+ random0 s0`."""
-        split = self.target.split if self.target.split_seed is None else f"{self.target.split}{self.target.split_seed}"
-        return f"{self.name} {split} s{self.seed}"
+        """Short enough for a legend: `A3B+ random0 s0`, `baseA random0/9-a-class s0`. Two recipes can share one."""
+        return f"{self.name} {self.target.split_label}{self.target.few} s{self.seed}"
 
     @property
     def series(self) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raygrid.display import duration
-from raygrid.errors import UserError, closest
+from raygrid.errors import UserError, closest, expanded
 from raygrid.plan import Plan, explain, plan
 from raygrid.record import Record, find_records, read_record
 from raygrid.store import Store
@@ -35,16 +35,20 @@ def preview(
 ) -> int:
     """`--dry-run`: print the plan, what exists in the store and what the rest costs; train nothing."""
     from raygrid.data.known import facts
+    from raygrid.prices import unpriced
 
     the_plan = plan(study, facts(study.dataset))
-    present: dict[str, Record] = {}
-    if "://" in url or Path(url).exists():
-        present = find_records(Store(url), the_plan.cells)
+    store = _store(url)
+    present = find_records(store, the_plan.cells) if store else {}
+    if cluster and (provider := unpriced(cluster)):
+        text = f"{cluster}: no prices are known of provider {provider!r}: no dollars, and hours are this machine's"
+        console.print(text, highlight=False, markup=False)
+        cluster = None
     devices, kind = _workers(cluster, prices) if cluster else (os.cpu_count() or 1, "cpu")
     show(the_plan, present, console, study.execution.workers or devices, kind)
     _warn_if_changed(the_plan, folder, console)
     if why:
-        _explain(the_plan, _everything(url, the_plan, present), why, console)
+        _explain(the_plan, _everything(store, the_plan), why, console)
         return 0
     done = {address: record.result.status for address, record in present.items()}
     if len(done) < len(the_plan.cells):
@@ -52,6 +56,12 @@ def preview(
         if cluster:
             _by_node_type(the_plan, done, cluster, prices, console)
     return 0
+
+
+def _store(url: str) -> Store | None:
+    """The store, if there is one: a dry run makes no folder."""
+    folder = url.removeprefix("file://")
+    return Store(url, make=False) if "://" in folder or expanded(folder).is_dir() else None
 
 
 def _workers(cluster: str, prices: str | None) -> tuple[int, str]:
@@ -116,11 +126,10 @@ def _saved(rungs: Ideal, together: bool, passes: int, alone: int) -> str:
     return "; ".join(found)
 
 
-def _everything(url: str, the_plan: Plan, present: Mapping[str, Record]) -> dict[str, Record]:
+def _everything(store: Store | None, the_plan: Plan) -> dict[str, Record]:
     """Records of every cell of this data set that the store has, whichever study made them."""
-    if "://" not in url and not Path(url).exists():
+    if store is None:
         return {}
-    store = Store(url)
     paths = [p for p in store.list(f"cells/{the_plan.facts.name}") if p.endswith("/record.json")]
     found = [read_record(data, path) for path, data in store.find_many(paths).items()]
     return {record.cell.address: record for record in found}
@@ -186,7 +195,7 @@ def announce(
     path.write_text(
         json.dumps({**(before if before.get("data_sha256") == the_plan.facts.sha256 else {}), **kept}, indent=1)
     )
-    (folder / "study.yaml").write_text(_yaml(the_plan))
+    (folder / "study.yaml").write_text(the_plan.study.to_yaml())
     return seconds
 
 
@@ -201,12 +210,6 @@ def _warn_if_changed(the_plan: Plan, folder: Path, console: Console) -> dict[str
             highlight=False,
         )
     return before
-
-
-def _yaml(the_plan: Plan) -> str:
-    import yaml
-
-    return yaml.safe_dump(the_plan.study.model_dump(mode="json", exclude={"execution"}), sort_keys=False)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -240,11 +243,14 @@ def note_actual(folder: Path, seconds: float | None, records: Mapping[str, Recor
 
 def _explain(the_plan: Plan, present: Mapping[str, Record], name: str, console: Console) -> None:
     """Why a cell must be trained: how it differs from the nearest cell that exists."""
-    cells = {cell.address: cell for cell in the_plan.cells} | {cell.title: cell for cell in the_plan.cells}
-    if name not in cells:
+    cells = [cell for cell in the_plan.cells if name in (cell.title, cell.address)]
+    if not cells:
         titles = [cell.title for cell in the_plan.cells]
         raise UserError(f"--explain {name}: the plan has no such cell{closest(name, titles)}")
-    cell = cells[name]
+    if len(cells) > 1:
+        listed = ", ".join(cell.address for cell in cells)
+        raise UserError(f"--explain {name}: {len(cells)} cells have this title; name one by its address ({listed})")
+    [cell] = cells
     if cell.address in present:
         console.print(f"{cell.title} has a record: it is not trained again.", markup=False)
         return

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
@@ -20,6 +20,9 @@ from raygrid.cost import DEVICES, Meter, kind_of
 from raygrid.errors import UserError, closest
 from raygrid.plan import Plan, simulate
 
+T = TypeVar("T")
+PROVIDERS = ("aws", "gcp")
+"""whose prices the table has"""
 COLUMNS = (
     "provider",
     "instance_type",
@@ -110,7 +113,7 @@ def load_prices(override: str | Path | None = None) -> dict[tuple[str, str], Pri
     if override is not None:
         try:
             prices |= _parse(Path(override).read_text(encoding="utf-8"), str(override))
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, UnicodeDecodeError, csv.Error) as error:
             raise UserError(f"prices {override}: cannot be read ({error})") from None
     return prices
 
@@ -142,45 +145,79 @@ def _parse(text: str, where: str) -> dict[tuple[str, str], Price]:
     return found
 
 
+def _read(path: str | Path) -> tuple[str, dict[str, Any]]:
+    """The provider of a cluster file, and what the file says. Raises UserError where it is no cluster file."""
+    try:
+        documents = list(yaml.safe_load_all(Path(path).read_text(encoding="utf-8")))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"cluster file {path}: cannot be read ({' '.join(str(error).split())})") from None
+    if any(isinstance(document, dict) and "apiVersion" in document for document in documents):
+        return "kubernetes", {}
+    try:
+        [raw] = documents
+        return str(raw["provider"]["type"]), dict(raw)
+    except (KeyError, TypeError, ValueError):
+        raise UserError(_no_cluster_file(path)) from None
+
+
+def _no_cluster_file(path: str | Path) -> str:
+    return f"cluster file {path}: expected the keys provider.type and available_node_types of a `ray up` file"
+
+
+def unpriced(path: str | Path) -> str | None:
+    """The provider of a cluster file if raygrid knows no prices of it; None where it does. Raises UserError where the
+    file is no cluster file."""
+    provider, _ = _read(path)
+    return None if provider in PROVIDERS else provider
+
+
 def node_types(path: str | Path, prices: Mapping[tuple[str, str], Price] | None = None) -> list[NodeType]:
     """The node types of a Ray cluster file (`ray up`, providers aws and gcp) with their prices.
 
     Raises UserError where the file is no cluster file, or a price is not in the table.
     """
     prices = load_prices() if prices is None else prices
+    provider, raw = _read(path)
+    if provider not in PROVIDERS:
+        raise UserError(f"cluster file {path}: provider {provider!r} has no prices{closest(provider, PROVIDERS)}")
+    types, head, limit = raw.get("available_node_types"), raw.get("head_node_type"), raw.get("max_workers")
+    if not isinstance(types, dict) or not types:
+        raise UserError(_no_cluster_file(path))
     try:
-        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        provider = raw["provider"]["type"]
-        types = dict(raw["available_node_types"])
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"cluster file {path}: cannot be read ({' '.join(str(error).split())})") from None
-    except (KeyError, TypeError, ValueError):
-        raise UserError(
-            f"cluster file {path}: expected the keys provider.type and available_node_types of a `ray up` file"
-        ) from None
-    if provider not in ("aws", "gcp"):
-        raise UserError(f"cluster file {path}: provider {provider!r} has no prices{closest(provider, ('aws', 'gcp'))}")
-    head, limit = raw.get("head_node_type"), raw.get("max_workers")
-    return [_node_type(name, spec, provider, name == head, limit, prices) for name, spec in types.items()]
+        most = None if limit is None else _is(int, limit, "max_workers")
+        return [_node_type(name, spec, provider, name == head, most, prices) for name, spec in types.items()]
+    except UserError as error:
+        raise UserError(f"cluster file {path}: {error}") from None
+
+
+def _is(kind: type[T], value: Any, where: str) -> T:
+    """The value, which must be of this type. Raises UserError."""
+    if type(value) is not kind:
+        wanted = {dict: "a group of keys", list: "a list", int: "a whole number"}[kind]
+        raise UserError(f"{where}: expected {wanted}, found {value!r}")
+    return value
 
 
 def _node_type(
     name: str,
-    spec: Mapping[str, Any],
+    spec: Any,
     provider: str,
     head: bool,
     limit: int | None,
     prices: Mapping[tuple[str, str], Price],
 ) -> NodeType:
-    config = spec.get("node_config") or {}
+    at = f"available_node_types.{name}"
+    spec = _is(dict, spec, at)
+    config = _is(dict, spec.get("node_config") or {}, f"{at}.node_config")
     machine = str(config.get("InstanceType" if provider == "aws" else "machineType", "")).rsplit("/", 1)[-1]
     parts = [(1, _price(provider, machine, prices))]
-    for extra in config.get("guestAccelerators") or ():
-        kind = str(extra.get("acceleratorType", "")).rsplit("/", 1)[-1]
-        parts.append((int(extra.get("acceleratorCount", 1)), _price(provider, kind, prices)))
+    at_extra = f"{at}.node_config.guestAccelerators"
+    for extra in _is(list, config.get("guestAccelerators") or [], at_extra):
+        kind = str(_is(dict, extra, at_extra).get("acceleratorType", "")).rsplit("/", 1)[-1]
+        parts.append((_is(int, extra.get("acceleratorCount", 1), at_extra), _price(provider, kind, prices)))
     spot = _is_spot(config)
     gpus = sum(count * price.gpus for count, price in parts)
-    workers = spec.get("max_workers", limit or 0)
+    workers = _is(int, spec.get("max_workers", limit or 0), f"{at}.max_workers")
     return NodeType(
         name=name,
         provider=provider,
@@ -209,11 +246,14 @@ def _price(provider: str, machine: str, prices: Mapping[tuple[str, str], Price])
 
 
 def _is_spot(config: Mapping[str, Any]) -> bool:
-    if (config.get("InstanceMarketOptions") or {}).get("MarketType") == "spot":
+    market = _is(dict, config.get("InstanceMarketOptions") or {}, "InstanceMarketOptions")
+    if market.get("MarketType") == "spot":
         return True
     scheduling = config.get("scheduling") or {}
     rules = scheduling if isinstance(scheduling, list) else [scheduling]
-    return any(rule.get("preemptible") or rule.get("provisioningModel") == "SPOT" for rule in rules)
+    return any(
+        _is(dict, rule, "scheduling").get("preemptible") or rule.get("provisioningModel") == "SPOT" for rule in rules
+    )
 
 
 def quotes(

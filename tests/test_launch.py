@@ -152,6 +152,8 @@ def test_dry_run_says_what_exists_and_why_a_cell_must_be_trained(undisturbed: Pa
     out = ["--out", str(undisturbed / "out")]
     assert main([str(undisturbed / "study.yaml"), *out, "--dry-run"]) == 0
     assert "0 to train" in capsys.readouterr().out
+    assert main([str(undisturbed / "out" / "tiny" / "study.yaml"), *out, "--dry-run"]) == 0
+    assert "0 to train" in capsys.readouterr().out, "what lies beside the results is the study"
     arguments = [
         str(undisturbed / "study.yaml"),
         *out,
@@ -159,10 +161,10 @@ def test_dry_run_says_what_exists_and_why_a_cell_must_be_trained(undisturbed: Pa
         "--set",
         "recipe.lr=0.01",
         "--explain",
-        "A7B random0 s0",
+        "A7B random0/50-a-class s0",
     ]
     assert main(arguments) == 0
-    assert main([*arguments[:-1], "A9B random0 s0"]) == 2
+    assert main([*arguments[:-1], "A9B random0/50-a-class s0"]) == 2
     assert "did you mean" in capsys.readouterr().err
 
 

@@ -78,7 +78,7 @@ def test_sharing_is_told_only_where_it_saves_something(tmp_path: Path, capsys: A
 
 
 def test_explain_names_the_fields_that_differ(world: Any, tmp_path: Path, capsys: Any) -> None:
-    arguments = ["--store", world.store.url, "--set", "recipe.lr=0.01", "--explain", "A4B random0 s0"]
+    arguments = ["--store", world.store.url, "--set", "recipe.lr=0.01", "--explain", "A4B random0/50-a-class s0"]
     text = dry_run(capsys, tmp_path, *arguments)
     assert re.search(r"recipe\.lr\W+0\.01\W+.*0\.03", text), text
 
@@ -101,6 +101,10 @@ def test_data_that_changed_since_the_last_launch_are_told(tmp_path: Path, capsys
         (["--explain", "A9B random0 s0"], "did you mean"),
         (["--prices", "mine.csv"], "add --cluster FILE"),
         (["--cluster", "nowhere.yaml"], "nowhere.yaml"),
+        (["--out", "~nobody-here/out"], "~nobody-here/out: there is no such home folder"),
+        (["--store", "~nobody-here/store"], "~nobody-here/store: there is no such home folder"),
+        (["--set", "dataset.path=~nobody-here/data"], "~nobody-here/data: there is no such home folder"),
+        (["--store", "ftp://x"], "unknown scheme"),
     ],
 )
 def test_wrong_questions_get_one_message(arguments: list[str], hint: str, tmp_path: Path, capsys: Any) -> None:
@@ -113,3 +117,90 @@ def test_questions_of_a_dry_run_are_refused_without_one(tmp_path: Path, capsys: 
 
     assert main(["icons", "--out", str(tmp_path / "out"), "--explain", "baseA"]) == 2
     assert "--explain goes with --dry-run" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_makes_no_folder(tmp_path: Path, capsys: Any) -> None:
+    for place in (tmp_path / "one", (tmp_path / "two").as_uri()):
+        assert "present   0 in the store" in dry_run(capsys, tmp_path, "--store", str(place))
+    dry_run(capsys, tmp_path, "--set", f"dataset.path={(tmp_path / 'three').as_uri()}", code=2)
+    assert [path.name for path in tmp_path.iterdir()] == ["study.yaml"]
+
+
+def test_home_means_the_same_to_a_dry_run_as_to_a_launch(
+    world: Any, tmp_path: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    monkeypatch.setenv("HOME", str(Path(world.store.folder).parent))
+    text = dry_run(capsys, tmp_path, "--store", f"~/{Path(world.store.folder).name}")
+    assert f"present   {len(world.plan.cells)} in the store, 0 to train" in text
+
+
+@pytest.mark.parametrize("name", ["local", "kuberay"])
+def test_a_cluster_without_prices_is_planned_without_dollars(
+    name: str, tmp_path: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    file = str(ROOT / "clusters" / f"{name}.yaml")
+    text = dry_run(capsys, tmp_path, "--cluster", file)
+    assert "no prices are known of provider" in text and "14 to train" not in text and "USD" not in text
+    monkeypatch.setenv("RAYGRID_CLUSTER", file)
+    assert dry_run(capsys, tmp_path) == text
+
+
+CLUSTER = """
+max_workers: 4
+provider: {type: gcp}
+head_node_type: head
+available_node_types:
+  head: {node_config: {machineType: n1-standard-8}}
+  gpu:
+    max_workers: 8
+    node_config:
+      machineType: n1-standard-8
+      guestAccelerators: [{acceleratorType: nvidia-tesla-t4, acceleratorCount: 1}]
+      scheduling: [{preemptible: true}]
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "hint"),
+    [
+        ("max_workers: 4", 'max_workers: "4"', "max_workers: expected a whole number, found '4'"),
+        ("max_workers: 8", "max_workers: [8]", "available_node_types.gpu.max_workers: expected a whole number"),
+        ("head: {node_config: {machineType: n1-standard-8}}", "head:", "available_node_types.head: expected a group"),
+        ("{machineType: n1-standard-8}", "[n1-standard-8]", "available_node_types.head.node_config: expected a group"),
+        ("[{acceleratorType", "[5, {acceleratorType", "guestAccelerators: expected a group of keys, found 5"),
+        ("acceleratorCount: 1", "acceleratorCount: one", "guestAccelerators: expected a whole number, found 'one'"),
+        ("[{preemptible: true}]", "[5]", "scheduling: expected a group of keys, found 5"),
+        (CLUSTER[CLUSTER.index("  head:") :], "  {}", "expected the keys provider.type and available_node_types"),
+        ("provider: {type: gcp}", "provider: gcp", "expected the keys provider.type and available_node_types"),
+        (CLUSTER, "", "expected the keys provider.type and available_node_types"),
+    ],
+)
+def test_a_wrong_cluster_file_is_one_clear_message(old: str, new: str, hint: str, tmp_path: Path, capsys: Any) -> None:
+    file = tmp_path / "cluster.yaml"
+    assert old in CLUSTER
+    file.write_text(CLUSTER)
+    assert "USD" in dry_run(capsys, tmp_path, "--cluster", str(file))
+    file.write_text(CLUSTER.replace(old, new))
+    text = dry_run(capsys, tmp_path, "--cluster", str(file), code=2)
+    assert f"cluster file {file}: " in text and hint in text and len(text.strip().splitlines()) == 1
+
+
+def test_prices_that_are_no_table_are_one_clear_message(tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "prices.csv").write_text(f"provider,{'x' * 200_000}\n")
+    arguments = ["--cluster", str(ROOT / "clusters" / "aws.yaml"), "--prices", str(tmp_path / "prices.csv")]
+    text = dry_run(capsys, tmp_path, *arguments, code=2)
+    assert "prices.csv: cannot be read (field larger" in text and len(text.strip().splitlines()) == 1
+
+
+def test_a_title_that_cells_share_is_not_explained(tmp_path: Path, capsys: Any) -> None:
+    two = ["--set", "grid=[{}, {recipe: {lr: 0.1}}]"]
+    text = dry_run(capsys, tmp_path, *two, "--explain", "baseB random0/50-a-class s0", code=2)
+    assert "2 cells have this title" in text
+    addresses = re.findall(r"digits/\S+?/seed0-[0-9a-f]{12}", text)
+    assert len(set(addresses)) == 2
+    for address in addresses:
+        assert "has no record" in dry_run(capsys, tmp_path, *two, "--explain", address)
+    few = ["--set", "grid=[{}, {images_per_class: 20}]"]
+    assert "baseB random0/20-a-class s0 has no" in dry_run(
+        capsys, tmp_path, *few, "--explain", "baseB random0/20-a-class s0"
+    )

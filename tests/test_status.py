@@ -81,11 +81,11 @@ def test_who_trains_what_failed_and_how_long_it_may_take(
     assert status(half) == 1
     said = " ".join(capsys.readouterr().out.split())
     assert "4/9 networks finished, 2 in training on 1 worker, 1 failed, 2 to train, about " in said and " left " in said
-    assert "now: A3B random0 s0: step 60 of 125, top-1 0." in said
-    assert "now: A6B random0 s0: no progress saved yet" in said
+    assert "now: A3B random0/50-a-class s0: step 60 of 125, top-1 0." in said
+    assert "now: A6B random0/50-a-class s0: no progress saved yet" in said
     assert "~0." in said and "~0.000" not in said, "the matrix has the accuracy that was saved, and none where none was"
     assert "1 of those to train held by workers that fell silent" in said
-    assert "! A3B+ random0 s0: failed: made to fail" in said
+    assert "! A3B+ random0/50-a-class s0: failed: made to fail" in said
     assert calls == {"_listed": 1, "get": 4 + 2 + 1, "get_head": 1}, calls
     assert {p: p.stat().st_mtime_ns for p in half.rglob("*")} == before
 
@@ -144,7 +144,10 @@ def test_a_failed_network_is_told_from_the_store_until_it_is_tried_again(
     capsys.readouterr()
     assert status(tmp_path) == 1
     said = " ".join(capsys.readouterr().out.split())
-    assert "8/9 networks finished, 1 failed" in said and "scratchB random0 s0: failed: ZeroDivisionError" in said
+    assert (
+        "8/9 networks finished, 1 failed" in said
+        and "scratchB random0/50-a-class s0: failed: ZeroDivisionError" in said
+    )
     monkeypatch.undo()
     assert launch(tmp_path) == 0
     assert not [path for path in Store(str(tmp_path / "out" / "store")).list() if "failure" in path]

@@ -17,7 +17,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, ValidationError, model_validator
 
 from raygrid.cell import DatasetFacts, digest
-from raygrid.errors import DataError, StoreError
+from raygrid.errors import DataError, StoreError, expanded
 from raygrid.study import Frozen, Name
 
 MANIFEST = "manifest.json"
@@ -137,7 +137,7 @@ def content_hash(classes: Sequence[str], image_size: int, train_sha256: str, tes
 def read_manifest(place: str | Path) -> Manifest:
     """The manifest in a folder or under a URL. Raises DataError where there is none."""
     text: bytes | None
-    if "://" in str(place):
+    if "://" in str(place) and not str(place).startswith("file://"):
         from raygrid.store import Store
 
         try:
@@ -145,7 +145,7 @@ def read_manifest(place: str | Path) -> Manifest:
         except StoreError as error:
             raise DataError(f"data set at {place}: {error}") from None
     else:
-        path = Path(place).expanduser() / MANIFEST
+        path = expanded(str(place).removeprefix("file://")) / MANIFEST  # to open a store would make its folder
         try:
             text = path.read_bytes() if path.is_file() else None
         except OSError as error:

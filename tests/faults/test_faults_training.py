@@ -70,13 +70,13 @@ def test_a_failed_base_blocks_its_dependants_and_nothing_else(
     monkeypatch.setattr(train._Loop, "_member", failing)
     assert launch(tmp_path) == 1
     said, complained = capsys.readouterr()
-    assert "baseA random0 s0: failed: ZeroDivisionError: made to fail" in said
+    assert "baseA random0/50-a-class s0: failed: ZeroDivisionError: made to fail" in said
     assert "Traceback" not in said + complained
     log = next(tmp_path.rglob("failures.log"))
     assert f"more in {log}" in said and "made to fail" in log.read_text() and "Traceback" in log.read_text()
     store = Store(str(tmp_path / "out" / "store"))
     assert {r.cell.name for r in find_records(store, PLAN.cells).values()} == {"baseB", "scratchB", "B3B", "B6B"}
-    assert "A3B random0 s0: failed: its base baseA random0 s0 has no usable weights" in said
+    assert "A3B random0/50-a-class s0: failed: its base baseA random0/50-a-class s0 has no usable weights" in said
     monkeypatch.undo()
     assert launch(tmp_path) == 0
     assert content(store, PLAN) == content(undisturbed, PLAN)
