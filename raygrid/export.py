@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
@@ -161,13 +162,16 @@ def export(plan: Plan, records: Mapping[str, Record], store: Store, folder: Path
     done = _done(plan, records)
     tables = [_results(plan, done, store)], _history(plan.study.name, done)
     for path, schema, parts in zip(paths, (RESULTS, HISTORY), tables, strict=True):
-        temporary = path.with_suffix(".part")
+        temporary = path.with_name(f".{path.stem}-{uuid4().hex[:8]}.part")  # two launches may write at once
         repeated = [name for name in schema.names if "loss" not in name]  # a dictionary of losses would save nothing
         searched = [name for name in ("study", "cell", "n", "treatment", "step") if name in schema.names]
-        with pq.ParquetWriter(temporary, schema, use_dictionary=repeated, write_statistics=searched) as file:
-            for part in parts:
-                file.write_table(part)
-        temporary.replace(path)
+        try:
+            with pq.ParquetWriter(temporary, schema, use_dictionary=repeated, write_statistics=searched) as file:
+                for part in parts:
+                    file.write_table(part)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
     return paths
 
 

@@ -32,6 +32,8 @@ FAILURES = "failures.log"
 """tracebacks of cells that failed, beside the results"""
 BEHIND = ".mlflow-behind"
 """a file beside the results while MLflow may lack a finished cell: a launch with nothing to train then sees to that"""
+WRITING = ".writing"
+"""the lock beside the results: another launch of the same study writes into the same report"""
 
 EPILOG = """\
 A second launch of the same study trains only what has no record; after Ctrl-C or a crash, launch again.
@@ -136,6 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def launch(asked: Job, console: Console) -> int:
     """Run a study to its end; returns the exit code. Raises RaygridError."""
     from raygrid.data.arrays import publish
+    from raygrid.data.cache import locked
     from raygrid.data.known import prepare
     from raygrid.plan import plan
     from raygrid.record import find_records, tidy
@@ -172,9 +175,10 @@ def launch(asked: Job, console: Console) -> int:
     if all(cell.address in records for cell in the_plan.cells):
         from raygrid.preview import announce
 
-        announce(the_plan, records, store, folder, console, 1, None)
-        console.print("Every network of this study is in the store: nothing to train.")
-        _write(the_plan, records, store, folder, asked, console, None)
+        with locked(folder / WRITING):
+            announce(the_plan, records, store, folder, console, 1, None)
+            console.print("Every network of this study is in the store: nothing to train.")
+            _write(the_plan, records, store, folder, asked, console, None)
         if behind.exists():
             tracker.start()
             _close(tracker, behind, MLFLOW_GRACE_S, console)
@@ -185,7 +189,8 @@ def launch(asked: Job, console: Console) -> int:
             trouble = _train(the_plan, records, store, folder, tracker, console)
             seconds = time.monotonic() - begun
             records = find_records(store, the_plan.cells)
-            _write(the_plan, records, store, folder, asked, console, seconds)
+            with locked(folder / WRITING):
+                _write(the_plan, records, store, folder, asked, console, seconds)
         finally:
             _close(tracker, behind, MLFLOW_GRACE_S if sys.exc_info()[0] is None else 5.0, console)
         if trouble is not None:
@@ -193,7 +198,8 @@ def launch(asked: Job, console: Console) -> int:
     if records:
         from raygrid.remote import publish as publish_results
 
-        publish_results(store, folder, study.name)
+        with locked(folder / WRITING):
+            publish_results(store, folder, study.name)
     return _verdict(the_plan, records, console)
 
 
@@ -203,6 +209,7 @@ def _train(
     """Train what is missing; returns what ended the grid early, if anything did."""
     from raygrid import grid as grids
     from raygrid.cost import DEVICES
+    from raygrid.data.cache import locked
     from raygrid.display import Board, Display
     from raygrid.plan import Agenda
     from raygrid.preview import announce
@@ -222,7 +229,8 @@ def _train(
             memory = int(min(1.0, execution.gpu) * min(each.memory for each in DEVICES.values() if each.memory))
     else:
         kind, memory = grids.in_process_kind(execution)
-    predicted = announce(the_plan, records, store, folder, console, devices, kind)
+    with locked(folder / WRITING):
+        predicted = announce(the_plan, records, store, folder, console, devices, kind)
     board = Board(the_plan)
     for record in records.values():
         board.add(record)
@@ -258,6 +266,7 @@ def _close(tracker: Tracker, behind: Path, seconds: float, console: Console) -> 
     """End the tracker; say what MLflow misses."""
     missed = tracker.close(seconds)
     if missed:
+        behind.touch()  # another launch, which missed nothing, may have removed it
         console.print(f"{missed}", style="yellow", highlight=False, markup=False)
     else:
         behind.unlink(missing_ok=True)
