@@ -28,7 +28,7 @@ import psutil
 from obstore import exceptions as failures
 from obstore.store import LocalStore, from_url
 
-from raygrid.errors import AlreadyExists, IntegrityError, StoreError, UserError, closest
+from raygrid.errors import AlreadyExists, IntegrityError, StoreError, UserError, closest, expanded
 
 SCHEMES = ("file", "s3", "gs", "az", "memory")
 LEASE_DEAD_S = 60.0
@@ -308,7 +308,7 @@ class _Again(StoreError):
 def _normal(url: str) -> str:
     """A folder becomes an absolute `file://` URL; other schemes are checked."""
     if "://" not in url:
-        return f"file://{Path(url).expanduser().resolve()}"
+        return f"file://{expanded(url).resolve()}"
     scheme = urlsplit(url).scheme
     if scheme not in SCHEMES:
         raise UserError(f"store {url}: unknown scheme {scheme!r}{closest(scheme, ('a folder', *SCHEMES[:-1]))}")

@@ -126,6 +126,14 @@ def test_a_dry_run_makes_no_folder(tmp_path: Path, capsys: Any) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["study.yaml"]
 
 
+def test_a_home_that_nobody_has_is_told_by_launch_and_status(tmp_path: Path, capsys: Any) -> None:
+    from raygrid import launch, status
+
+    for command, arguments in ((launch, ["--out", str(tmp_path / "out")]), (status, [])):
+        assert command.main(["icons", *arguments, "--store", "~nobody-here/store"]) == 2
+        assert "~nobody-here/store: there is no such home folder" in capsys.readouterr().err
+
+
 def test_home_means_the_same_to_a_dry_run_as_to_a_launch(
     world: Any, tmp_path: Path, monkeypatch: Any, capsys: Any
 ) -> None:
