@@ -5,6 +5,7 @@ The schemas below are the interface to `analysis` and to anybody's notebook; the
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -16,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raygrid.cell import Cell, digest
+from raygrid.errors import UserError, ended_by
 from raygrid.plan import Plan
 from raygrid.record import Record
 from raygrid.store import Store
@@ -193,3 +195,9 @@ def _column(field: pa.Field, values: Sequence[Sequence[Any]], count: int) -> pa.
     if field.nullable:
         return pa.array(list(joined), field.type)
     return pa.array(np.fromiter(joined, field.type.to_pandas_dtype(), count))  # twice as fast, and has no null
+
+
+if __name__ == "__main__":
+    sys.exit(
+        ended_by(UserError("raygrid.export is no command: raygrid.launch writes Parquet, and trains nothing twice"))
+    )

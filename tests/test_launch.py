@@ -210,6 +210,11 @@ def test_raygrid_in_a_notebook(undisturbed: Path) -> None:
     assert set(work.history().cell) == set(work.results().cell)
 
 
+def test_the_module_that_exports_is_no_command_and_says_which_is() -> None:
+    done = subprocess.run([sys.executable, "-m", "raygrid.export", "demo"], capture_output=True, text=True)
+    assert done.returncode == 2 and "raygrid.launch" in done.stderr and "Traceback" not in done.stderr
+
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
