@@ -55,6 +55,7 @@ class Guard:
 
 
 STORE = "faults/test_faults_store.py::"
+TWO = "faults/test_faults_two.py::"
 TRAINING = "faults/test_faults_training.py::"
 SAFE = "faults/test_faults_security.py::"
 TRUST = "cluster/test_trust.py::"
@@ -249,6 +250,32 @@ GUARDS = (
         {
             "a bucket that may not be written": f"{STORE}test_a_read_only_bucket_is_found_before_anything_is_trained",
         },
+    ),
+    Guard(
+        "a bucket that is not there is named",
+        "raygrid/store.py",
+        'raise StoreError(f"store {self.url}: no such bucket, or no right to it") from None',
+        "raise",
+        {
+            "a bucket that is not there": f"{STORE}test_a_bucket_that_is_not_there_is_named_before_anything_is_trained",
+        },
+    ),
+    Guard(
+        "one launch at a time writes into a results folder",
+        "raygrid/launch.py",
+        "        with locked(folder / WRITING):\n            announce(",
+        "        if True:\n            announce(",
+        {
+            "two launches that write their reports at once": f"{TWO}test_two_launches_write_their_reports_one_after_"
+            "the_other"
+        },
+    ),
+    Guard(
+        "Parquet is written under a name of one's own, then renamed",
+        "raygrid/export.py",
+        'path.with_name(f".{path.stem}-{uuid4().hex[:8]}.part")',
+        'path.with_suffix(".part")',
+        {"two launches that write Parquet at once": f"{TWO}test_two_exports_into_one_folder"},
     ),
     Guard(
         "what was half fetched is removed",
@@ -479,6 +506,17 @@ GUARDS = (
         },
     ),
     Guard(
+        "MLflow's tables are made aside by one process, and put in their place whole",
+        "raygrid/track/server.py",
+        "                self._make(MlflowClient)\n",
+        "                pass\n",
+        {
+            "two launches that make MLflow's file at once": f"{EMBEDDED}test_two_processes_make_one_file",
+            "a launch killed while it makes MLflow's file": f"{EMBEDDED}test_a_file_whose_maker_was_killed_is_made_"
+            "again",
+        },
+    ),
+    Guard(
         "a run that is gone is known as such, and made anew",
         "raygrid/track/server.py",
         """if code == "RESOURCE_DOES_NOT_EXIST" or "must be in the 'active' state" in text:""",
@@ -594,6 +632,16 @@ GUARDS = (
         "    if not good:\n",
         "    if False:\n",
         {"a shard that is damaged": "data/test_arrays.py::test_wrong_shard_files[shape]"},
+    ),
+    Guard(
+        "a shard is compared with its sha256 before it is published",
+        "raygrid/data/arrays.py",
+        "if not is_whole(Path(place) / name, sha256):",
+        "if False:",
+        {
+            "a shard that is damaged before it is published": "data/test_cache.py::test_a_damaged_shard_is_never_published"
+            "[flip]"
+        },
     ),
     Guard(
         "whatever Pillow raises is an image that cannot be read",

@@ -199,6 +199,7 @@ def test_a_read_only_bucket_is_found_before_anything_is_trained(
     assert not any("/cells/" in path for _, path, _ in proxy.seen)
 
 
+@pytest.mark.fault("a bucket that is not there")
 @needs_s3
 def test_a_bucket_that_is_not_there_is_named_before_anything_is_trained(
     proxy: Proxy, tmp_path: Path, capsys: Any

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+import pytest
 from small import launch, the_plan
 
 from raygrid.export import HISTORY, RESULTS
@@ -66,6 +67,7 @@ def both(code: str, *arguments: str) -> list[tuple[int, str, str]]:
     return [(process.returncode, *each) for process, each in zip(processes, said, strict=True)]
 
 
+@pytest.mark.fault("two launches that write Parquet at once")
 def test_two_exports_into_one_folder(tmp_path: Path) -> None:
     ended = both(EXPORT, str(tmp_path / "out"))
     assert [code for code, _, _ in ended] == [0, 0], ended
@@ -75,6 +77,7 @@ def test_two_exports_into_one_folder(tmp_path: Path) -> None:
     assert pq.read_table(tmp_path / "out" / "results.parquet").num_rows == int(ended[0][1])
 
 
+@pytest.mark.fault("two launches that write their reports at once")
 def test_two_launches_write_their_reports_one_after_the_other(tmp_path: Path) -> None:
     """Figures of one were removed while the other put them into its report."""
     assert launch(tmp_path) == 0

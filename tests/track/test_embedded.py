@@ -281,6 +281,7 @@ def connecting(uri: str) -> subprocess.Popen[str]:
     return process
 
 
+@pytest.mark.fault("two launches that make MLflow's file at once")
 def test_two_processes_make_one_file(embedded: str) -> None:
     both = [connecting(embedded) for _ in range(2)]
     for process in both:
@@ -292,6 +293,7 @@ def test_two_processes_make_one_file(embedded: str) -> None:
     Server(embedded).call("search_experiments")
 
 
+@pytest.mark.fault("a launch killed while it makes MLflow's file")
 def test_a_file_whose_maker_was_killed_is_made_again(embedded: str, tmp_path: Path) -> None:
     process = connecting(embedded)
     process.stdin.write("go\n")
