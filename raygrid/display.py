@@ -141,7 +141,7 @@ class Display:
             self._failure(f"{cell.title}: {result.status}: {result.reason}")
         elif not self.interactive:
             left = f"{self.board.finished}/{len(self.board.plan.cells)}"
-            line = f"done    {cell.title:<24} {shown}  [{left}, {self.eta()}]"
+            line = f"done    {cell.title:<32} {shown}  [{left}, {self.eta()}]"
             self.console.print(line, highlight=False, markup=False)
 
     def failed(self, cell: Cell, why: str) -> None:

@@ -22,7 +22,7 @@ import numpy as np
 
 from raygrid.data.manifest import MANIFEST, Manifest, Shard, read_manifest
 from raygrid.data.shards import image_digests, open_npy, part_digest
-from raygrid.errors import DataError, EnvironmentError_, StoreError
+from raygrid.errors import DataError, EnvironmentError_, StoreError, expanded
 
 VERIFIED = "verified"
 
@@ -30,7 +30,7 @@ VERIFIED = "verified"
 def cache_folder(cache: str | Path | None = None) -> Path:
     """The cache: `cache`, else `$RAYGRID_CACHE`, else `~/.cache/raygrid`. Raises EnvironmentError_ where it cannot be
     made."""
-    folder = Path(cache or os.environ.get("RAYGRID_CACHE") or "~/.cache/raygrid").expanduser()
+    folder = expanded(cache or os.environ.get("RAYGRID_CACHE") or "~/.cache/raygrid")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -14,7 +14,7 @@ from raygrid.cell import DatasetFacts
 from raygrid.data import bundled, cifar10, ilsvrc2012
 from raygrid.data.cache import cache_folder, cached, data_folder, locked, mark_verified, verify
 from raygrid.data.manifest import Manifest, read_manifest
-from raygrid.errors import DataError, closest
+from raygrid.errors import DataError, closest, expanded
 from raygrid.study import Dataset
 
 _ICONS = (
@@ -91,7 +91,7 @@ def prepare(dataset: Dataset, cache: str | Path | None = None, progress: bool = 
     if dataset.path is not None:
         manifest = _manifest_at(dataset)
         _check_pin(dataset, manifest.sha256)
-        place = dataset.path if "://" in dataset.path else Path(dataset.path).expanduser().absolute()
+        place = dataset.path if "://" in dataset.path else expanded(dataset.path).absolute()
         return manifest, place
     if dataset.name == ilsvrc2012.NAME:
         raise DataError(ilsvrc2012.HOW_TO_GET)
