@@ -171,6 +171,7 @@ def measure(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     rate = count / (spent + lost)
     figures = {
         "benchmark": "ingest",
+        "kind": dest.partition("://")[0] if "://" in dest else "",
         "images": count,
         "left_out": count - sum(manifest.train) - sum(manifest.test),
         "source_pixels": options.pixels,

@@ -23,7 +23,8 @@ def before() -> dict[str, Any]:
 def keep(name: str, arguments: Sequence[str], figures: dict[str, Any], output: str, began: dict[str, Any]) -> str:
     """Write a result; returns the name of its file."""
     FOLDER.mkdir(exist_ok=True)
-    path = FOLDER / f"{datetime.now(UTC):%Y-%m-%d}-{name}.json"
+    kind = figures.get("kind")
+    path = FOLDER / f"{datetime.now(UTC):%Y-%m-%d}-{name}{f'-{kind}' if kind else ''}.json"
     whole = {
         "benchmark": name,
         "command": " ".join(["python -m benchmarks", name, *arguments]),
@@ -39,18 +40,21 @@ def keep(name: str, arguments: Sequence[str], figures: dict[str, Any], output: s
     return path.relative_to(measure.ROOT).as_posix()
 
 
-def newest() -> dict[str, dict[str, Any]]:
-    """The newest kept result of every benchmark that has one."""
-    files = sorted(FOLDER.glob("*.json"))
-    return {data["benchmark"]: data for data in (json.loads(file.read_text()) for file in files)}
+def newest() -> list[dict[str, Any]]:
+    """The newest kept result of every kind of every benchmark that has one."""
+    found = {}
+    for file in sorted(FOLDER.glob("*.json")):
+        data = json.loads(file.read_text())
+        found[data["benchmark"], data["figures"].get("kind", "")] = data
+    return [found[key] for key in sorted(found)]
 
 
 def table() -> str:
     """The README's table, in Markdown: a line a measured goal, from the newest kept results."""
     lines = ["| what | measured | ideal or goal | on |", "| --- | --- | --- | --- |"]
-    for name, data in newest().items():
+    for data in newest():
         where = f"{data['machine'].get('gpu') or data['machine']['processor']}, {data['started'][:10]}"
-        for what, found, ideal in ROWS.get(name, lambda figures: [])(data["figures"]):
+        for what, found, ideal in ROWS.get(data["benchmark"], lambda figures: [])(data["figures"]):
             lines.append(f"| {what} | {found} | {ideal} | {where} |")
     return "\n".join(lines)
 
@@ -143,7 +147,8 @@ def _analysis_scale(f: dict[str, Any]) -> list[Row]:
 
 def _ingest(f: dict[str, Any]) -> list[Row]:
     killed = ", killed half way and resumed" if f["killed"] else ""
-    what = f"{f['images']:,} JPEGs ingested{killed}, over {f['workers']} cores x one thread that only decodes"
+    to = " to S3" if f.get("kind") == "s3" else ""
+    what = f"{f['images']:,} JPEGs ingested{to}{killed}, over {f['workers']} cores x one thread that only decodes"
     return [(what, f"{f['of_cores_x_one_thread']:.2f}", f"{f['target']}")]
 
 

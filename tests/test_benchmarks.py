@@ -87,7 +87,7 @@ def test_kept_results_name_no_place_of_the_machine_they_come_from() -> None:
 
 
 def test_peers_of_kept_results_learn_as_much_as_raygrid() -> None:
-    for data in kept.newest().values():
+    for data in kept.newest():
         for name, found in data["figures"].get("top1", {}).items():
             assert found["same"], f"{data['benchmark']}: {name} {kept.measure.agreement_text(found)}"
 
@@ -102,6 +102,6 @@ def test_a_result_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     }
     figures["speedup_over_peer"] = figures["speedup_over_skip"]
     kept.keep("frozen_sweep", ["--quick"], figures, "a line\n{}\n", kept.before())
-    (found,) = kept.newest().values()
+    (found,) = kept.newest()
     assert found["command"] == "python -m benchmarks frozen_sweep --quick" and found["output"] == ["a line"]
     assert "1.50 (1.40 to 1.60) x | 1.57 x by FLOPs, 1.80 x by predicted time" in kept.table()
