@@ -8,7 +8,7 @@ are in the cache, else of icons; one in 200 is damaged (and must be left out and
 killed with SIGKILL half way and resumed. Prints one JSON line last. `cpu_of_decoding` is the share of the CPU time of
 ingest (of both runs, where one was killed) that decoding alone would need: it holds on a busy machine too. Beside it
 stands what a machine allows that must also write the pixels: processes that decode and write to plain files, and do
-nothing else (`of_decode_and_write`); where fresh memory is dear (virtual machines), that is far below decoding alone.
+nothing else (`of_decode_and_write`).
 """
 
 from __future__ import annotations

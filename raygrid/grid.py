@@ -35,7 +35,7 @@ from urllib.parse import urlsplit
 import psutil
 
 from raygrid.cell import Cell
-from raygrid.cost import DEVICES, Meter, kind_of, seconds
+from raygrid.cost import DEVICES, Meter, device, kind_of, seconds
 from raygrid.errors import EnvironmentError_, RaygridError, StoreError, UserError, first_line
 from raygrid.plan import Agenda, Cohort, Plan, addresses
 from raygrid.prices import bootstrap, node_types
@@ -45,6 +45,8 @@ from raygrid.study import FROZEN, Execution
 
 logger = logging.getLogger(__name__)
 
+LEAST = "T4"
+"""what a GPU that `cost` does not know is taken for: none is slower there, or has less memory"""
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 """there where the driver of an NVIDIA GPU is loaded"""
 
@@ -307,6 +309,11 @@ class Cluster:
             return "cpu"
         return _share(self.gpu, execution)
 
+    def memory(self, execution: Execution) -> int | None:
+        """Bytes to plan with on GPUs that `cost` does not know; None where it knows them."""
+        least = _share(LEAST, execution)
+        return device(least).memory if least and self.kind(execution) is None else None
+
 
 def _settle() -> str | None:
     """Set Ray's environment for this process, before anything of Ray is imported (it reads the token then); returns
@@ -545,7 +552,7 @@ def run_on_ray(grid: Grid, execution: Execution, cluster: Cluster) -> None:
     workers = cluster.devices(execution, threads)
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(workers + 1)
     scratch, held = _scratch()
-    search, callback = _tune_parts(grid, cluster.kind(execution) or "T4")  # of what is not known, the slowest
+    search, callback = _tune_parts(grid, cluster.kind(execution) or LEAST)
     class_cache.ENV_VARS_TO_PROPAGATE = class_cache.ENV_VARS_TO_PROPAGATE - set(_CREDENTIALS)
     trainable = with_parameters(
         _trial,

@@ -208,7 +208,6 @@ def _train(
 ) -> RaygridError | None:
     """Train what is missing; returns what ended the grid early, if anything did."""
     from raygrid import grid as grids
-    from raygrid.cost import DEVICES
     from raygrid.data.cache import locked
     from raygrid.display import Board, Display
     from raygrid.plan import Agenda
@@ -225,8 +224,7 @@ def _train(
         grids.check_store(store, cluster)
         devices = execution.workers or cluster.devices(execution, threads)
         kind = cluster.kind(execution)
-        if kind is None:  # as much as the smallest has
-            memory = int(min(1.0, execution.gpu) * min(each.memory for each in DEVICES.values() if each.memory))
+        memory = cluster.memory(execution)
     else:
         kind, memory = grids.in_process_kind(execution)
     with locked(folder / WRITING):

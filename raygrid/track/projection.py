@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 
-from raygrid.cell import Cell, Task, digest
+from raygrid.cell import Cell, digest
 from raygrid.plan import Plan
 from raygrid.record import Record, deterministic
 from raygrid.study import COPYING, LAYERED, in_order
@@ -101,7 +101,7 @@ def params(cell: Cell) -> dict[str, str]:
     found: dict[str, object] = {
         "treatment": cell.series,
         "n": cell.n,
-        "split": _split(cell.target),
+        "split": cell.target.split_label,
         "source": cell.source.half if cell.source else "none",
         "target": cell.target.half,
         "seed": cell.seed,
@@ -218,10 +218,6 @@ def milliseconds(moment: str) -> int:
     return int(datetime.fromisoformat(moment).timestamp() * 1000)
 
 
-def _split(task: Task) -> str:
-    return task.split if task.split_seed is None else f"{task.split}{task.split_seed}"
-
-
 # --- what belongs in one figure ---------------------------------------------------------------------------
 
 
@@ -257,7 +253,7 @@ def _mean(scores: Iterable[tuple[Cell, float]]) -> dict[str, float]:
     """Mean, least and greatest over the units of replication."""
     tasks: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for cell, value in scores:
-        tasks[_split(cell.target)][cell.target.id].append(value)
+        tasks[cell.target.split_label][cell.target.id].append(value)
     units = [_average([_average(seeds) for seeds in halves.values()]) for halves in tasks.values()]
     if not units:
         return {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from raygrid import grid
+from raygrid.cost import DEVICES
 from raygrid.errors import EnvironmentError_
 from raygrid.study import Execution
 from tests.cluster.lab import ROOT
@@ -41,6 +43,18 @@ def test_trials_reserve_what_was_asked(
 def test_a_share_of_a_gpu_lies_on_one_gpu(gpus: float, gpu: float, devices: int) -> None:
     cluster = grid.Cluster(nodes=1, cpus=64, gpus=gpus, most_cpus=64, most_gpus=gpus, local=False)
     assert cluster.devices(Execution(gpu=gpu), threads=1) == devices
+
+
+def test_an_unknown_gpu_is_taken_for_the_least() -> None:
+    gpus = [each for kind, each in DEVICES.items() if kind != "cpu"]
+    least = DEVICES[grid.LEAST]
+    assert least.memory == min(each.memory for each in gpus)
+    assert least.fp32_flops_per_s == min(each.fp32_flops_per_s for each in gpus)
+    unknown = grid.Cluster(nodes=1, cpus=8, gpus=1, most_cpus=8, most_gpus=1, local=False)
+    assert unknown.memory(Execution()) == least.memory
+    assert unknown.memory(Execution(gpu=0.5)) == least.memory // 2
+    assert dataclasses.replace(unknown, gpu="L4").memory(Execution()) is None
+    assert dataclasses.replace(unknown, most_gpus=0).memory(Execution()) is None
 
 
 def test_a_gpu_that_pytorch_cannot_use_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
