@@ -136,6 +136,16 @@ GUARDS = (
         {"a clock that is set, for leases": f"{STORE}test_a_set_clock_makes_no_lease_dead"},
     ),
     Guard(
+        "nothing of Ray's is collected while Ray shuts down",
+        "raygrid/grid.py",
+        "gc.collect()\n    gc.disable()",
+        "pass",
+        {
+            "a thread that collects rubbish while Ray shuts down": f"{TRAINING}test_leaving_ray_outlives_a_thread_that_"
+            "collects_rubbish"
+        },
+    ),
+    Guard(
         "leases age by the monotonic clock",
         "raygrid/store.py",
         "now = time.monotonic()\n        seen, since",

@@ -6,6 +6,8 @@ import json
 import os
 import pickle
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -423,3 +425,38 @@ def test_damaged_progress_starts_again(kind: str, undisturbed: Store, store: Sto
     record = find_record(store, other)
     assert record is not None and record.provenance.resumed_at_step > 30
     assert Leases(store).take(f"cells/{mine.address}/lease.json")
+
+
+RUBBISH = """
+import gc, threading
+import ray
+from ray._private.worker import global_worker as worker
+from raygrid import grid
+
+class Ring: pass
+
+def ring(**has):
+    one = Ring()
+    one.__dict__.update(has, itself=one)
+
+def collect():
+    while worker.connected:
+        pass
+    gc.set_threshold(20, 1, 1)
+    while True:
+        ring()
+
+ray.init(address="local", include_dashboard=False, num_cpus=1)
+gc.collect(), gc.freeze(), gc.set_threshold(10**9)
+for i in range(12_000):
+    ring(ref=ray.put(i))
+threading.Thread(target=collect, daemon=True).start()
+grid.disconnect()
+print("survived")
+"""
+
+
+@pytest.mark.fault("a thread that collects rubbish while Ray shuts down")
+def test_leaving_ray_outlives_a_thread_that_collects_rubbish() -> None:
+    done = subprocess.run([sys.executable, "-c", RUBBISH], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout) == (0, "survived\n"), done.stderr[-2000:]
