@@ -378,7 +378,7 @@ def test_the_balanced_plan_is_balanced(balanced: Plan) -> None:
         (c.target.label, c.seed) for c in balanced.cells if c.target.half != "all" and not c.preserved
     )  # fmt: skip
     halves = [f"{split}/{half}" for split in ("semantic", *(f"random{s}" for s in range(8))) for half in "AB"]
-    assert found == {(half, seed): 3 + 4 * 7 for half in halves for seed in range(3)}
+    assert found == {(half, seed): 3 + 5 * 7 for half in halves for seed in range(3)}
     preserved = Counter((c.target.label, c.series, c.n) for c in balanced.cells if c.preserved)
     assert preserved == {
         (half, f"{treatment}-preserve{k}", n): 1
@@ -386,6 +386,50 @@ def test_the_balanced_plan_is_balanced(balanced: Plan) -> None:
         for treatment in ("selffer", "transfer") for k in (1, 2) for n in range(1, 9 - k)
     }  # fmt: skip
     assert [c.target.images_per_class for c in balanced.cells].count(None) == len(balanced.cells) - 36
+
+
+def made_up_results(of: Plan, folder: Path) -> Path:
+    """Results of the whole plan in export's own columns; scores follow the paper's claims (`as_the_paper`)."""
+    import pyarrow.parquet as pq
+
+    from raygrid.export import results_table
+    from raygrid.record import Provenance, Record, Result
+    from raygrid.store import Store
+    from tests.analysis.made_up_studies import as_the_paper
+
+    generator = np.random.default_rng(0)
+    level: dict[object, float] = {}
+    records = {}
+    facts_of_all = {"steps": 1, "images_seen": 1, "top5_last": None, "loss_last": 1.0, "checkpoint": None}
+    where = {"started": "", "ended": "", "duration_s": 1.0, "host": "", "device": "", "instruction_set": ""}
+    provenance = Provenance(**where, torch="", python="", raygrid_version="", commit=None)
+    for cell in of.cells:
+        task = level.setdefault(cell.target.label, 0.62 + generator.normal(0, 0.006))
+        own = level.setdefault((cell.target.label, cell.seed), task + generator.normal(0, 0.001))
+        score = own + as_the_paper(cell.treatment, cell.n, cell.target.split) + generator.normal(0, 0.001)
+        result = Result(
+            **facts_of_all, status="ok", top1_last=score, top1_best=score, top1_mean10=score, checkpoint_sha256=None,
+            frozen_verified=True if cell.frozen else None,
+        )  # fmt: skip
+        records[cell.address] = Record.model_construct(cell=cell, result=result, provenance=provenance)
+    folder.mkdir()
+    pq.write_table(results_table(of, records, Store(str(folder))), folder / "results.parquet")
+    return folder
+
+
+def test_the_balanced_plan_decides_every_claim(balanced: Plan, tmp_path: Path) -> None:
+    """Each is identified on its networks; and where everything is as the paper says, each is supported."""
+    from analysis import verdicts
+    from analysis.results import read
+
+    found = verdicts.judge(read(made_up_results(balanced, tmp_path / "results")))
+    for judged in found:
+        assert not any("not identified" in said for said in (judged.reason, *judged.values)), (judged.claim.key, judged)
+        assert judged.verdict == verdicts.SUPPORTED, (judged.claim.key, judged.reason)
+        assert (judged.p is None) == (judged.claim.semantic is not None), judged.claim.key
+    units = {judged.claim.key: judged.values for judged in found}
+    assert "(8 splits)" in units["random filters are far below learned ones"][0]
+    assert "(3 seeds, conditional on this split)" in units["distant features beat random ones"][0]
 
 
 @pytest.mark.parametrize("name", ["yosinski2014", "yosinski2014-balanced", "yosinski2014-small", "cifar10-balanced"])

@@ -28,7 +28,7 @@ def dry_run(capsys: Any, tmp_path: Path, *arguments: str, code: int = 0) -> str:
 
 
 def test_the_largest_study_is_priced_in_seconds(tmp_path: Path) -> None:
-    """2,153 networks of ImageNet, every device kind, dollars for the node types of a cluster: CPU seconds."""
+    """2,531 networks of ImageNet, every device kind, dollars for the node types of a cluster: CPU seconds."""
     command = [sys.executable, "-m", "raygrid.launch", "yosinski2014-balanced", "--dry-run", "--out", str(tmp_path)]
     command += ["--cluster", str(ROOT / "clusters" / "aws.yaml")]
     before = os.times()
@@ -37,13 +37,13 @@ def test_the_largest_study_is_priced_in_seconds(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     text = done.stdout
     for pattern in (
-        r"networks +2153 \(93 base, 57 scratch, 378 selffer,",
-        r"present +0 in the store, 2153 to train",
+        r"networks +2531 \(93 base, 57 scratch, 378 selffer,",
+        r"present +0 in the store, 2531 to train",
         r"saves \d+ trainings",
-        r"work +6\.69e\+20 FLOP in \d+ cohorts of at most [2-9]\d* networks",
+        r"work +7\.28e\+20 FLOP in \d+ cohorts of at most [2-9]\d* networks",
         r"predicted +\d+ h \d\d min of training on 8 L4",
         r"memory +about [\d.]+ GB for the largest cohort",
-        r"│ H100 +│ +637\.\d\d │",
+        r"│ H100 +│ +701\.\d\d │",
         r"g6\.2xlarge \(spot\) +│ +\d+ │ +[\d,.]+ │ +[\d,]+\.\d\d │ +20\d\d-\d\d",
     ):
         assert re.search(pattern, text), (pattern, text)

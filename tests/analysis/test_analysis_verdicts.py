@@ -70,26 +70,12 @@ def test_a_study_like_the_paper_supports_it() -> None:
     """Enough splits and effects as the paper says: everything testable is supported."""
     frame = made_up.study(
         splits=range(8), seeds=range(3), treatments=(*EVERYTHING, "random"), semantic=True, random_filters=True,
-        effect=_as_the_paper,
+        effect=made_up.as_the_paper,
     )  # fmt: skip
     found = by_key(results_of(frame))
     assert {v.verdict for v in found.values()} == {SUPPORTED}, {k: (v.verdict, v.reason) for k, v in found.items()}
     assert found["a semantic split loses more"].conditional
     assert found["a semantic split loses more"].p is None
-
-
-def _as_the_paper(treatment: str, n: int, split: str) -> float:
-    if treatment in ("base", "scratch", "base-long"):
-        return 0.0
-    if treatment == "selffer" and n in (1, 2, 6, 7):
-        return 0.0
-    if treatment == "transfer" and n in (1, 2):
-        return 0.0
-    if treatment == "selffer+":
-        return 0.001
-    if treatment == "transfer+":
-        return 0.005 if split == "semantic" else 0.015
-    return made_up.paper_like(treatment, n, split)
 
 
 def test_opposite_effects_contradict() -> None:
