@@ -303,7 +303,7 @@ def _overlay(
         xs = [n for n in means if n < depth]
         label = f"published, moved by {100 * move:+.1f} points to this base" if i == 0 else None
         ys = [means[n].mean + move for n in xs]
-        ax.plot(xs, ys, color=style.MARKS[treatment].color, lw=1.2, ls=":", marker=".", ms=5, zorder=2.2, label=label)
+        style.overlay(ax, style.MARKS[treatment].color, xs, ys, label)
         drawn += ys
     return drawn
 

@@ -87,9 +87,7 @@ def _panel(
             xs = [n for n in theirs if n < depth]
             label = "published (minus own base)" if i == 0 else None
             ys = [100 * theirs[n].mean for n in xs]
-            ax.plot(
-                xs, ys, color=style.MARKS[treatment].color, lw=1.2, ls=":", marker=".", ms=5, label=label, zorder=1.9
-            )
+            style.overlay(ax, style.MARKS[treatment].color, xs, ys, label)
             spread += ys
     ax.set_xlim(0.6, depth - 1 + 0.4)
     ax.set_xticks(range(1, depth))

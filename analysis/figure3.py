@@ -25,9 +25,11 @@ from analysis import figure2, placing, style
 from analysis import scope as scopes
 from analysis.contrasts import contrast
 from analysis.scope import Scope
+from analysis.tables import points
 from analysis.units import Estimate, estimate
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -125,9 +127,11 @@ def draw(results: Results, published: Results | None = None) -> Figure:
     fig = style.figure(14, 20.5 if extra else 14)
     counts = 0.25 if extra else 0.4  # room under the top panels
     heights = [1, counts, 1, 1, *([1, 1] if extra else [])]
-    grid = fig.add_gridspec(len(heights), 2, height_ratios=heights, hspace=0.5 if extra else 0.42, wspace=0.34)
-    _targets(fig.add_subplot(grid[0, 0]), other, results.depth)
-    _filters(fig.add_subplot(grid[0, 1]), filters[0] if filters else None, results.depth)
+    grid = fig.add_gridspec(len(heights), 2, height_ratios=heights, hspace=0.5 if extra else 0.42, wspace=0.42)
+    theirs = scopes.other(published) if published and other and other.population == "semantic" else None
+    moved = _targets(fig.add_subplot(grid[0, 0]), other, results.depth, theirs)
+    whole = scopes.random_filters(published)[0] if published else None
+    moved += _filters(fig.add_subplot(grid[0, 1]), filters[0] if filters else None, results.depth, whole)
     lower = fig.add_subplot(grid[2:4, :])
     _relative(lower, found, results.depth, curves(published) if published else [])
     last = lower
@@ -138,7 +142,7 @@ def draw(results: Results, published: Results | None = None) -> Figure:
     rows = [(row_name(c), c.relative) for c in found]
     top = -0.2
     style.count_rows(last, rows, "units (pairs)", top=top, step=0.06)
-    _caption(last, results, found, top - 0.06 * (len(rows) + 0.8))
+    _caption(last, results, found, moved, top - 0.06 * (len(rows) + 0.8))
     return fig
 
 
@@ -148,7 +152,7 @@ def row_name(curve: Curve) -> str:
     return curve.label.removeprefix("mean AnB, ").removesuffix(" split")
 
 
-def _caption(ax: Axes, results: Results, found: list[Curve], y: float) -> None:
+def _caption(ax: Axes, results: Results, found: list[Curve], moved: list[str], y: float) -> None:
     said = ["Minus the base of the same task and seed. Whiskers: 95 % Student-t, from 3 units up."]
     alone = [row_name(c) for c in found if any(e.conditional for e in c.relative.values())]
     if alone:
@@ -164,59 +168,92 @@ def _caption(ax: Axes, results: Results, found: list[Curve], y: float) -> None:
             said.append(
                 "The two kinds of split are not on equal terms: their tasks differ in number of classes or setting."
             )
+    if moved:
+        said.append(f"Dotted: published; in the top panels moved to this study's bases ({', '.join(moved)} points).")
     if any(e.diverged for c in found for e in c.relative.values()):
         said.append("Hollow with ×: diverged networks (at chance, or loss not finite), kept: they are results.")
     style.caption(ax, said, y)
 
 
-def _targets(ax: Axes, other: Scope | None, depth: int) -> None:
+def targets(other: Scope) -> dict[str, dict[int, Estimate]]:
+    """Means of base (n = 0) and frozen transfer by target and n, in fractions: the lines of the top left panel."""
+    found = {}
+    for target in sorted(other.frame.loc[_shown(other), "target"].unique()):
+        half = Scope(other.frame[_shown(other) & (other.frame["target"] == target)], other.population)
+        name = HALVES.get(str(target), str(target)) if other.population == "semantic" else str(target)
+        found[name] = {**figure2.lines_of(half, "base"), **figure2.lines_of(half, "transfer")}
+    return found
+
+
+def _shown(other: Scope) -> pd.Series:
+    return other.frame["treatment"].isin(["base", "transfer"]) & other.frame["score"].notna()
+
+
+def untrained(scope: Scope) -> dict[int, Estimate]:
+    """Means of random filters by n, and of the bases of their tasks at n = 0: the line of the top right panel."""
+    frame = scope.frame[scope.frame["score"].notna()]
+    tasks = frame.loc[frame["treatment"] == "random", "task"].unique()
+    base = frame[(frame["treatment"] == "base") & frame["task"].isin(tasks)]
+    return {**figure2.lines_of(Scope(base, scope.population), "base"), **figure2.lines_of(scope, "random")}
+
+
+def _targets(ax: Axes, other: Scope | None, depth: int, published: Scope | None) -> list[str]:
+    """The top left panel; how far each published line was moved."""
     ax.set_title("Man-made/Natural split" if other is None or other.population == "semantic" else other.title)
     if other is None:
-        return _nothing(ax, "no other split in this study")
-    frame = other.frame[other.frame["treatment"].isin(["base", "transfer"]) & other.frame["score"].notna()]
-    rows = []
-    for target, own in frame.groupby("target", sort=True):
-        name = HALVES.get(str(target), str(target)) if other.population == "semantic" else str(target)
-        half = Scope(own, other.population)
-        means = {**figure2.lines_of(half, "base"), **figure2.lines_of(half, "transfer")}
-        rows.append((name, means))
-        mark = style.MARKS["semantic"]
-        ax.plot(
-            list(means),
-            [e.mean for e in means.values()],
-            color=mark.color,
-            lw=2,
-            ls=mark.line if target == "A" else "-",
-            zorder=2,
-            label=f"target {name}",
-        )
-        style.points(ax, "semantic", list(own["n"]), list(own["score"]), list(own["status"] == "diverged"), scale=0.7)
-    _top_axis(ax, depth, list(frame["score"]))
-    placing.legend(ax, *ax.get_legend_handles_labels(), fontsize=12)
-    _counts(ax, rows)
-    return None
+        _nothing(ax, "no other split in this study")
+        return []
+    frame, rows = other.frame[_shown(other)], targets(other)
+    look = style.MARKS["semantic"]
+    lines = [look.line, "-"]
+    for i, means in enumerate(rows.values()):
+        ys = [e.mean for e in means.values()]
+        ax.plot(list(means), ys, color=look.color, lw=2, ls=lines[i % 2], zorder=2.5)
+    dead = list(frame["status"] == "diverged")
+    style.points(ax, "semantic", list(frame["n"]), list(frame["score"]), dead, scale=0.7)
+    theirs = targets(published) if published else {}
+    drawn = {name: _overlay(ax, "semantic", rows[name], theirs[name], depth) for name in rows if name in theirs}
+    _top_axis(ax, depth, [*frame["score"], *(y for ys, _ in drawn.values() for y in ys)])
+    ends = [(float(max(means)), means[max(means)].mean, name, "black") for name, means in rows.items()]
+    style.end_labels(ax, ends, size=12, gap=0.1)
+    _counts(ax, list(rows.items()))
+    return [f"{name} {points(move, 1)}" for name, (_, move) in drawn.items()]
 
 
-def _filters(ax: Axes, scope: Scope | None, depth: int) -> None:
+def _filters(ax: Axes, scope: Scope | None, depth: int, published: Scope | None) -> list[str]:
+    """The top right panel; how far the published line was moved."""
     ax.set_title("Random, untrained filters")
     if scope is None:
-        return _nothing(ax, "no random filters in this study")
+        _nothing(ax, "no random filters in this study")
+        return []
     frame = scope.frame[scope.frame["score"].notna()]
     own = frame[frame["treatment"] == "random"]
     base = frame[(frame["treatment"] == "base") & frame["task"].isin(own["task"].unique())]
-    start = figure2.lines_of(Scope(base, scope.population), "base")
-    means = {**start, **figure2.lines_of(scope, "random")}
-    mark = style.MARKS["random"]
-    ax.plot(list(means), [e.mean for e in means.values()], color=mark.color, lw=2, ls=mark.line, zorder=2)
+    means = untrained(scope)
+    look = style.MARKS["random"]
+    ax.plot(list(means), [e.mean for e in means.values()], color=look.color, lw=2, ls=look.line, zorder=2.5)
     style.points(ax, "random", list(own["n"]), list(own["score"]), list(own["status"] == "diverged"), scale=0.8)
     style.points(ax, "base", [0] * len(base), list(base["score"]), list(base["status"] == "diverged"), scale=0.8)
-    _top_axis(ax, depth, [0.0, *own["score"], *base["score"]])
+    ys, move = _overlay(ax, "random", means, untrained(published), depth) if published else ([], 0.0)
+    _top_axis(ax, depth, [0.0, *own["score"], *base["score"], *(y for y in ys if y > 0)])
     chance = 1 / own["classes"].dropna()
     if len(chance) and chance.max() > NORMALIZED_FROM:
         ax.axhline(float(chance.mean()), color="#777777", lw=1, ls=":")
-        ax.text(depth - 1, float(chance.mean()), "chance", size=11, ha="right", va="bottom", color="#444444")
+        place = ax.get_yaxis_transform()
+        ax.text(1.01, float(chance.mean()), "chance", transform=place, size=11, va="center", color="#444444")
     _counts(ax, [("random", means)])
-    return None
+    return [f"random filters {points(move, 1)}"] if ys else []
+
+
+def _overlay(
+    ax: Axes, look: str, ours: Mapping[int, Estimate], theirs: Mapping[int, Estimate], depth: int
+) -> tuple[list[float], float]:
+    """A published line, moved so that its base lies on this study's, as in Figure 2; what was drawn, and the move."""
+    move = ours[0].mean - theirs[0].mean if 0 in ours and 0 in theirs else 0.0
+    xs = [n for n in theirs if n < depth]
+    ys = [theirs[n].mean + move for n in xs]
+    style.overlay(ax, style.MARKS[look].color, xs, ys)
+    return ys, move
 
 
 def _counts(ax: Axes, rows: list[tuple[str, dict[int, Estimate]]]) -> None:
@@ -241,17 +278,7 @@ def _relative(ax: Axes, found: list[Curve], depth: int, published: list[Curve]) 
     for theirs in published:
         xs = [n for n in theirs.relative if n < depth]
         ys = [100 * theirs.relative[n].mean for n in xs]
-        ax.plot(
-            [0, *xs],
-            [0, *ys],
-            color=style.MARKS[theirs.look].color,
-            lw=1.2,
-            ls=":",
-            marker=".",
-            ms=5,
-            zorder=1.8,
-            label=f"published: {row_name(theirs)}",
-        )
+        style.overlay(ax, style.MARKS[theirs.look].color, [0, *xs], [0, *ys])
         if theirs.look != "random":
             seen += ys
     for curve in found:
@@ -317,15 +344,13 @@ def _reference(ax: Axes, y: float) -> None:
 
 
 def _legend(ax: Axes, found: list[Curve], published: list[Curve]) -> None:
-    from matplotlib.lines import Line2D
-
     handles = [style.legend_handle("base", 0.8)]
     labels = ["reference: base of the same task"]
     for curve in found:
         handles.append(style.line_handle(curve.look))
         labels.append(curve.label)
     if published:
-        handles.append(Line2D([], [], color="#555555", ls=":", lw=1.2, marker=".", ms=5))
+        handles.append(style.overlay_handle())
         labels.append("published (2014)")
     placing.legend(ax, handles, labels, fontsize=13)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from analysis import placing, style, tables
+from analysis import placing, reference, style, tables
 from analysis import scope as scopes
 from analysis.contrasts import contrast
 from analysis.figure2 import X_LABEL, lines_of
@@ -48,34 +48,59 @@ def reason_against(results: Results) -> str | None:
 
 
 @style.styled
-def draw(results: Results) -> Figure:
-    """One panel for BnB, one for AnB: means by n, the plain treatment and those with preserved layers."""
+def draw(results: Results, published: Results | None = None) -> Figure:
+    """One panel for BnB, one for AnB: means by n, the plain treatment and those with preserved layers; over them, if
+    `published` is given, the values of the authors' notebook."""
     scope = beside(scopes.main(results))
     kinds = found(scope)
     fig = style.figure(7.5 * len(kinds), 6.5)
     grid = fig.add_gridspec(1, len(kinds), wspace=0.32)
-    for i, (plain, kept) in enumerate(kinds.items()):
-        _panel(fig.add_subplot(grid[i]), scope, results.depth, [plain, *kept])
     said = [
         f"Means over {scope.title}, on the tasks and seeds that have preserved layers. 95 % Student-t from 3 units up."
     ]
+    moved = []
+    for i, (plain, kept) in enumerate(kinds.items()):
+        move = _move(scope, plain, published) if published else None
+        _panel(fig.add_subplot(grid[i]), scope, results.depth, [plain, *kept], move)
+        moved += [] if move is None else [f"{SHORT[plain]} {tables.points(move, 1)}"]
+    if moved:
+        said.append(
+            "Dotted: the authors' unpublished single runs, from their notebook (half and statistic not stated), "
+            f"moved so that the base of the half that they resemble lies on this study's ({', '.join(moved)} points)."
+        )
     style.caption(fig.axes[0], said, -0.16, width=66 * len(kinds))
     return fig
 
 
-def _panel(ax: Axes, scope: Scope, depth: int, treatments: list[str]) -> None:
+def _move(scope: Scope, plain: str, published: Results) -> float:
+    """How far the authors' values have to be moved so that the base of their half lies on this study's mean base."""
+    ours = lines_of(scope, "base").get(0)
+    frame = published.frame
+    theirs = frame.loc[frame["source_run"] == reference.PRESERVED_TARGET[plain], "score"]
+    return ours.mean - float(theirs.iloc[0]) if ours else 0.0
+
+
+def _panel(ax: Axes, scope: Scope, depth: int, treatments: list[str], move: float | None) -> None:
     base = lines_of(scope, "base").get(0)
     spread = [base.mean] if base else []
     handles, labels = [], []
     for i, treatment in enumerate(treatments):
-        means, shift = lines_of(scope, treatment), 0.06 * (i - 1)
+        means, shift = lines_of(scope, treatment), 0.12 * (i - 1)
         style.curve(ax, treatment, means, shift=shift, scale=1.0)
         spread += [v for e in means.values() for v in (e.interval or (e.mean,))]
         handles.append(style.line_handle(treatment))
         labels.append(short(treatment))
+        theirs = reference.PRESERVED.get(treatment, ())[: depth - 1] if move is not None else ()
+        if theirs:
+            ys, mark = [v + (move or 0.0) for v in theirs], style.look(treatment)
+            style.overlay(ax, mark.color, [n + shift for n in range(1, len(ys) + 1)], ys, marker=mark.marker)
+            spread += ys
     if base:
         ax.axhline(base.mean, color="black", lw=1.5, ls=style.MARKS["base"].line, zorder=1)
         ax.text(1.01, base.mean, SHORT["base"], transform=ax.get_yaxis_transform(), size=13, va="center")
+    if move is not None:
+        handles.append(style.overlay_handle())
+        labels.append("published, moved")
     ax.set_xlim(0.6, depth - 1 + 0.4)
     ax.set_xticks(range(1, depth))
     ax.set_ylim(*style.limits(spread))

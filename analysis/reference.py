@@ -34,6 +34,21 @@ HEAD_OUTPUTS = 1000
 """fc8 has 1000 outputs in all 170 networks, also for tasks of 449 to 551 classes"""
 BATCH = 256
 
+PRESERVED = {
+    "selffer": (0.61664, 0.61608, 0.61196, 0.597479, 0.58788, 0.610799, 0.6154),
+    "selffer-preserve1": (0.61944, 0.62212, 0.614279, 0.60448, 0.58748, 0.612, 0.61532),
+    "selffer-preserve2": (0.62848, 0.62164, 0.614, 0.6038, 0.585199, 0.61256),
+    "transfer": (0.635239, 0.631279, 0.628439, 0.6112, 0.58516, 0.59108, 0.5516),
+    "transfer-preserve1": (0.6382, 0.638039, 0.63024, 0.61428, 0.587679, 0.59092, 0.55204),
+    "transfer-preserve2": (0.645599, 0.640999, 0.62892, 0.61616, 0.58716, 0.590919),
+}
+"""The authors' unpublished runs with preserved layers, n = 1 up, as typed into their notebook, cell 40 of
+plots/transfer_plots.ipynb: single values without a log, statistic not stated. So they stand in no table, only as an
+overlay."""
+PRESERVED_TARGET = {"selffer": "half0A", "transfer": "half0B"}
+"""The base of the half that these runs seem to be trained on. It is not stated either; of all logged networks their
+plain values are nearest to those of 0A to 0A and of 0A to 0B."""
+
 _TREATMENT = {
     "base": "base",
     "base1000": "base",

@@ -74,7 +74,7 @@ MARKS: Mapping[str, Mark] = {
     "semantic": Mark("#ff8800", "h", 14, (0, (8, 2, 2, 2))),
 }
 
-PRESERVED = (("s", (0, (5, 2))), ("^", (0, (1, 1.2))), ("P", (0, (3, 1, 1, 1))))
+PRESERVED = (("s", (0, (5, 2))), ("^", (0, (6, 2, 1, 2))), ("P", (0, (3, 1, 1, 1, 1, 1))))
 """marker and line of treatments that preserve 1, 2, 3 and more layers, in a darker shade of their plain treatment"""
 
 Drawn = TypeVar("Drawn")
@@ -209,6 +209,21 @@ def line_handle(treatment: str) -> Any:
 
     mark = look(treatment)
     return Line2D([], [], color=mark.color, ls=mark.line, lw=2, marker=mark.marker, ms=9, mec="black", mew=0.6)
+
+
+def overlay(
+    ax: Axes, color: str, xs: Sequence[float], ys: Sequence[float], label: str | None = None, marker: str = "."
+) -> None:
+    """A published line: thin, dotted, behind this study's own."""
+    size = 5 if marker == "." else 4
+    ax.plot(xs, ys, color=color, lw=1.2, ls=":", marker=marker, ms=size, zorder=2.2, label=label)
+
+
+def overlay_handle() -> Any:
+    """A published line of any colour, for legends."""
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], color="#555555", ls=":", lw=1.2, marker=".", ms=5)
 
 
 def curve(

@@ -82,7 +82,7 @@ def _panel(ax: Axes, results: Results, published: Results | None, logarithmic: b
     if published:
         theirs = means(published)
         label = "published (2014; 1,000 classes)"
-        ax.plot(list(theirs), list(theirs.values()), color="#555555", lw=1.2, ls=":", marker=".", ms=5, label=label)
+        style.overlay(ax, "#555555", list(theirs), list(theirs.values()), label)
         seen, xs = [*seen, *theirs.values()], [*xs, *theirs]
     low, high = min(xs), max(xs)
     if logarithmic:

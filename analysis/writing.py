@@ -123,7 +123,7 @@ def _figures(
         ),
         "preserved": (
             preserved.reason_against(results),
-            lambda: preserved.draw(results),
+            lambda: preserved.draw(results, overlay),
             "Preserved layers",
             "Top-1 accuracy in per cent (units) against n, plain and with copied layers above n left to learn. "
             + (preserved.spoken(kept) if kept else ""),

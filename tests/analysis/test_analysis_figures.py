@@ -233,3 +233,99 @@ def test_top_panels_of_figure3_say_how_many_networks_stand_behind_them(authors: 
     assert counts[0] == ["1 (1)"] * 16, "two targets, n = 0 to 7"
     assert counts[1] == [f"1 (1){' ×1' if n in (3, 7) else ''}" for n in range(8)]
     assert {"natural", "man-made"} <= {t.get_text() for t in left.texts}
+
+
+def dotted(ax: Any) -> list[list[tuple[float, float]]]:
+    """The published lines of a panel."""
+    found = [a for a in ax.lines if a.get_linestyle() == ":" and a.get_marker() not in ("None", "")]
+    return [list(zip(map(float, a.get_xdata()), map(float, a.get_ydata()), strict=True)) for a in found]
+
+
+def caption_of(fig: Any) -> str:
+    return " ".join(" ".join(t.get_text() for ax in fig.axes for t in ax.texts).split())
+
+
+TOP = (
+    (0, 0, "natural", ("3-top-left", "baseB"), ("3-top-left", "AnB")),
+    (0, 1, "man-made", ("3-top-left", "baseA"), ("3-top-left", "BnA")),
+    (1, 0, "random filters", ("3-top-right", "base1000"), ("3-top-right", "random-frozen")),
+)
+"""panel, line, its name, and the published base and points; the paper's A is man-made"""
+
+
+def test_published_lines_of_figure3s_top_panels_start_at_this_studys_bases(
+    tmp_path: Path, authors: Results, published: list[dict[str, str]]
+) -> None:
+    """Every point of the paper's top panels, each line moved by one number, which the caption says; only if asked."""
+    frame = made_up.study(splits=(0, 1, 2), semantic=True, random_filters=True)
+    results = read(made_up.folder(tmp_path, frame))
+    bases = frame[frame["treatment"] == "base"].groupby(["split", "target"])["top1_last"].mean()
+    ours = {
+        "natural": bases["semantic", "A"],
+        "man-made": bases["semantic", "B"],
+        "random filters": bases["all", "all"],
+    }
+    fig = figure3.draw(results, authors)
+    for panel, line, name, base, kind in TOP:
+        points = {int(p["n"]): float(p["top1"]) for p in published if (p["figure"], p["treatment"]) in (base, kind)}
+        move = ours[name] - points[0]
+        drawn = dict(dotted(fig.axes[panel])[line])
+        assert drawn == pytest.approx({n: y + move for n, y in points.items()}, abs=1e-5), name
+        assert len(drawn) == 8 and f"{name} {100 * move:+.1f}" in caption_of(fig)
+    plain = figure3.draw(results)
+    assert not any(dotted(ax) for ax in plain.axes) and "Dotted" not in caption_of(plain)
+
+
+def test_published_preserved_layers_start_at_this_studys_bases(
+    tmp_path: Path, authors: Results, published: list[dict[str, str]]
+) -> None:
+    """All 40 values, moved by what the base of their half differs from this study's; only if asked."""
+    frame = preserved_everywhere(splits=(0, 1, 2), treatments=("base", "selffer", "transfer"))
+    results = read(made_up.folder(tmp_path, frame))
+    base = frame.loc[frame["treatment"] == "base", "top1_last"].mean()
+    theirs = {p["run"]: float(p["top1"]) for p in published if p["run"] in ("half0A", "half0B")}
+    fig = preserved.draw(results, authors)
+    count = 0
+    for ax, kind, half in zip(fig.axes, ("BnB", "AnB"), ("half0A", "half0B"), strict=True):
+        move = base - theirs[half]
+        assert f"{kind} {100 * move:+.1f}" in caption_of(fig)
+        names = (kind, f"{kind}-preserve1", f"{kind}-preserve2")
+        for name, line in zip(names, dotted(ax), strict=True):
+            points = {
+                int(p["n"]): float(p["top1"]) for p in published if (p["figure"], p["treatment"]) == ("preserved", name)
+            }
+            assert [round(x) for x, _ in line] == sorted(points)
+            assert [y for _, y in line] == pytest.approx([points[n] + move for n in sorted(points)], abs=1e-5)
+            count += len(line)
+    assert count == 40
+    plain = preserved.draw(results)
+    assert not any(dotted(ax) for ax in plain.axes) and "otted" not in caption_of(plain)
+
+
+def preserved_everywhere(**shape: Any) -> pd.DataFrame:
+    """A made-up study, and its frozen networks once more with one and two layers preserved."""
+    frame = made_up.study(**shape)
+    frozen = frame[frame["treatment"].isin(["selffer", "transfer"])]
+    copies = [
+        frozen[frozen["n"] <= 8 - k].assign(
+            treatment=frozen["treatment"] + f"-preserve{k}", cell=f"preserve{k}/" + frozen["cell"]
+        )
+        for k in (1, 2)
+    ]
+    return pd.concat([frame, *copies], ignore_index=True)
+
+
+@pytest.mark.parametrize("noise", [0.001, 0.2])
+def test_no_legend_stands_over_data_in_the_other_figures(tmp_path: Path, authors: Results, noise: float) -> None:
+    """Nor over a title or a neighbour: Figure 3's and the preserved layers' stand in a free corner, else above."""
+    frame = preserved_everywhere(splits=range(4), semantic=True, random_filters=True, noise=noise)
+    results = read(made_up.folder(tmp_path, frame))
+    for fig in (figure3.draw(results, authors), preserved.draw(results, authors), preserved.draw(results)):
+        fig.canvas.draw()
+        seen = [ax for ax in fig.axes if ax.get_legend()]
+        for ax in seen:
+            box = ax.get_legend().get_window_extent()
+            assert not placing.hidden(placing.strokes(ax), box)
+            assert not ax.get_title() or not box.overlaps(ax.title.get_window_extent())
+            assert not any(box.overlaps(other.get_window_extent()) for other in fig.axes if other is not ax)
+        assert seen

@@ -145,6 +145,27 @@ def test_supplement_is_the_published_curve(authors: Results) -> None:
     assert set(drawn.loc[drawn["status"] == "diverged", "images_per_class"]) == {5, 10, 25, 50, 100}
 
 
+def test_preserved_layers_are_the_notebooks_values(authors: Results, published: list[dict[str, str]]) -> None:
+    """All 40; and the halves that they are taken to be of are those of the nearest logged networks, by far."""
+    names = {"BnB": "selffer", "AnB": "transfer"}
+    values = {
+        (f"{names[p['treatment'][:3]]}{p['treatment'][3:]}", int(p["n"])): float(p["top1"])
+        for p in published
+        if p["figure"] == "preserved"
+    }
+    assert len(values) == 40
+    mine = {(t, n): value for t, line in reference.PRESERVED.items() for n, value in enumerate(line, 1)}
+    assert mine == pytest.approx(values, abs=1e-6)
+    logged = authors.frame[authors.frame["split"] == "random"]
+    for plain, nearest in reference.PRESERVED_TARGET.items():
+        own = logged[logged["treatment"] == plain]
+        gaps = (own["score"] - [values[plain, n] for n in own["n"]]).abs()
+        means = gaps.groupby([own["split_seed"], own["target"]]).mean().sort_values()
+        (split, half), *_ = means.index
+        assert f"half{split:.0f}{half}" == nearest
+        assert 3 * means.iloc[0] < means.iloc[1]
+
+
 def test_reference_is_what_its_generator_writes(tmp_path, authors: Results) -> None:
     """From a table of logs in the authors' words to our columns."""
     frame = reference.from_logs(_two_logs(tmp_path / "logs.csv"))
