@@ -13,57 +13,11 @@ from analysis.claims import CLAIMS
 from analysis.results import Results
 from analysis.verdicts import CONTRADICTED, SUPPORTED, UNDECIDED, Judged, holm, judge, p_above, p_equal, p_unequal
 
-TWO_SPLITS = (
-    "fine-tuning recovers co-adaptation",
-    "transfer + fine-tuning beats the reference",
-    "fine-tune end to end",
-)
 EVERYTHING = ("base", "scratch", "base-long", *made_up.COPYING)
 
 
 def by_key(results: Results) -> dict[str, Judged]:
     return {v.claim.key: v for v in judge(results)}
-
-
-def test_the_authors_logs(authors: Results) -> None:
-    """Golden: what the released networks can and cannot show, each with its reason."""
-    found = by_key(authors)
-    assert {key: v.verdict for key, v in found.items()} == {
-        "first layers are general": SUPPORTED,
-        "first layers stand alone": UNDECIDED,
-        "co-adaptation in the middle": SUPPORTED,
-        "no co-adaptation at the top": UNDECIDED,
-        "upper layers are specific": SUPPORTED,
-        "specificity dominates at the top": SUPPORTED,
-        "fine-tuning recovers co-adaptation": UNDECIDED,
-        "transfer + fine-tuning improves generalisation": UNDECIDED,
-        "transfer + fine-tuning beats the reference": UNDECIDED,
-        "a semantic split loses more": SUPPORTED,
-        "a semantic split gains less": UNDECIDED,
-        "random filters are far below learned ones": UNDECIDED,
-        "distant features beat random ones": UNDECIDED,
-        "do not freeze the last layers": SUPPORTED,
-        "fine-tune end to end": UNDECIDED,
-    }
-    reasons = {key: v.reason for key, v in found.items()}
-    assert "no task has both treatments (AnB+ and BnB+)" in reasons["transfer + fine-tuning improves generalisation"]
-    assert "no baseB x2 network" in reasons["transfer + fine-tuning improves generalisation"]
-    for key in (
-        "fine-tuning recovers co-adaptation",
-        "transfer + fine-tuning beats the reference",
-        "fine-tune end to end",
-    ):
-        assert "2 splits, a test needs 3" in reasons[key]
-    assert "rank 1 of 5" in reasons["a semantic split loses more"]
-    assert "lie within 0.47 points of their mean" in reasons["a semantic split loses more"]
-    assert "not on equal terms" in reasons["a semantic split loses more"], "449 classes against 551"
-    assert found["a semantic split loses more"].p is None, "one semantic split has no p-value"
-    assert "no AnB+ network" in reasons["a semantic split gains less"]
-    assert "1 seed, a test needs 3" in reasons["random filters are far below learned ones"]
-    assert found["co-adaptation in the middle"].named == (4, 5)
-    assert found["upper layers are specific"].named == (4, 5, 6, 7)
-    assert "no scratch, so against baseB" in found["co-adaptation in the middle"].values[0]
-    assert "neither shown nor refuted" in reasons["no co-adaptation at the top"]
 
 
 def test_a_study_like_the_paper_supports_it() -> None:
@@ -89,6 +43,29 @@ def test_opposite_effects_contradict() -> None:
         "do not freeze the last layers", "fine-tune end to end",
     ):  # fmt: skip
         assert found[key].verdict == CONTRADICTED, (key, found[key].reason)
+
+
+def test_a_p_against_pays_for_every_layer_and_every_part() -> None:
+    """What any of several tests may refute is multiplied by their number (Bonferroni), and doubled for the two sides."""
+    from scipy import stats
+
+    effect = {("transfer", 1): -0.007, ("transfer+", 3): -0.02}
+    frame = made_up.study(splits=range(4), treatments=EVERYTHING, effect=lambda t, n, s: effect.get((t, n), 0.0))
+    found = by_key(results_of(frame))
+    score = frame.set_index(["split_seed", "target", "treatment", "n"])["top1_last"]
+
+    def below(one: str, other: str, layers: range, threshold: float = 0.0) -> float:
+        gaps = [score[:, :, one, n] - score[:, :, other, n if other in made_up.COPYING else 0] for n in layers]
+        values = (sum(gaps) / len(gaps)).groupby("split_seed").mean()
+        return float(stats.ttest_1samp(values, threshold, alternative="less").pvalue)
+
+    equality = found["first layers are general"]
+    layer = below("transfer", "selffer", range(1, 2), -0.005)
+    assert not equality.favours and equality.p == pytest.approx(2 * (2 * (2 * layer)), rel=1e-6), "2 sides, 2 layers"
+    parts = [below("transfer+", other, range(1, 8)) for other in ("scratch", "selffer+", "base-long")]
+    one, three = (found[f"transfer + fine-tuning {end}"] for end in ("beats the reference", "improves generalisation"))
+    assert not one.favours and one.p == pytest.approx(2 * parts[0], rel=1e-6)
+    assert not three.favours and three.p == pytest.approx(2 * 3 * min(parts), rel=1e-6), "3 parts"
 
 
 def test_nothing_is_found_where_there_is_nothing() -> None:
