@@ -153,17 +153,23 @@ def _said(found: Estimate) -> str:
     return f"{text} ({found.who}; no interval below 3)"
 
 
+def _with_filters(scope: Scope) -> Scope:
+    """The splits of a scope that have random filters: not all need have them."""
+    own = scope.frame[(scope.frame["treatment"] == "random") & scope.frame["score"].notna()]
+    return scopes.Scope(own, scope.population)
+
+
 def means(scope: Scope, results: Results) -> Table:
     """Mean accuracy in per cent by treatment and n, with the number of units."""
     found = figure2.lines(scope)
-    filters = [s for s in scopes.random_filters(results)][:1]
-    extra = figure2.lines_of(filters[0], "random") if filters else {}
+    filters = {_with_filters(s).title: figure2.lines_of(s, "random") for s in scopes.random_filters(results)}
     rows, records, dagger = [], [], 0
     ns = list(range(0, results.depth))
-    sources = [(t, m, scope.title) for t, m in found.items()]
-    sources += [("random", extra, filters[0].title)] if extra else []
-    for treatment, by_n, where in sources:
-        line = [SHORT[treatment]]
+    sources = [(t, SHORT[t], m, scope.title) for t, m in found.items()]
+    for where, by_n in filters.items():
+        sources.append(("random", SHORT["random"] + (f", {where}" if len(filters) > 1 else ""), by_n, where))
+    for treatment, name, by_n, where in sources:
+        line = [name]
         for n in ns:
             estimate = by_n.get(n)
             if estimate is None:
@@ -185,16 +191,17 @@ def means(scope: Scope, results: Results) -> Table:
                 }
             )
         rows.append(line)
-    kind = {e.kind for m in found.values() for e in m.values()}
+    each = [e for _, _, by_n, _ in sources for e in by_n.values()]
+    kind = {e.kind for e in each}
     notes = [
         f"Mean {results.score} in per cent over {scope.title}; in brackets the number of units "
         f"({' or '.join(sorted(k + 's' for k in kind)) or 'none yet'}). "
         "Differences are in the paired figure and tables.",
     ]
-    if any(e.conditional for m in found.values() for e in m.values()):
+    if any(e.conditional for e in each):
         notes.append("Where only one split counts, the units are seeds: conditional on this split.")
-    if extra:
-        notes.append(f"Random filters: {filters[0].title}.")
+    if len(filters) == 1:
+        notes.append(f"Random filters: {next(iter(filters))}.")
     if dagger:
         notes.append(f"{DAGGER} includes diverged networks.")
     return Table(

@@ -331,8 +331,8 @@ def _p(value: float) -> str:
     return "< 0.0001" if value < 0.0001 else f"{value:.2g}" if value < 0.095 else f"{value:.2f}"
 
 
-def table(verdicts: Sequence[Judged]) -> Table:
-    """claims.md and claims.csv."""
+def table(verdicts: Sequence[Judged], interim: str = "") -> Table:
+    """claims.md and claims.csv; `interim` says how much of an unfinished study they stand on."""
     rows, records = [], []
     for v in verdicts:
         mark = " (conditional on this split)" if v.conditional and v.verdict != UNDECIDED else ""
@@ -344,6 +344,7 @@ def table(verdicts: Sequence[Judged]) -> Table:
                 "section": v.claim.source,
                 "verdict": v.verdict,
                 "conditional": v.conditional,
+                "interim": bool(interim),
                 "p": "" if v.p is None else f"{v.p:.6g}",
                 "p_holm": "" if v.adjusted is None else f"{v.adjusted:.6g}",
                 "layers": " ".join(map(str, v.named)),
@@ -353,6 +354,7 @@ def table(verdicts: Sequence[Judged]) -> Table:
             }
         )
     notes = [
+        *filter(None, [interim]),
         "Percentage points. Directions by t on the mean over the layers, equalities by two one-sided t-tests within "
         "0.5 points at every layer, Holm over each family at 0.05; the unit is the split. Fewer than 3 units or no "
         "shared task: not decided. One semantic split is one unit, held against the scatter of the random ones: rank "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -49,9 +48,8 @@ def write(source: Path, out: Path | None, overlay: str | None) -> analysis.Writt
     paths += tables.save(ones, out, "table1")
     paths += tables.save([parts], out, "decomposition")
     paths += tables.save([kept], out, "preserved") if kept else []
-    claims = verdicts.table(judged)
-    said = replace(claims, notes=[*filter(None, [page.interim]), *claims.notes])
-    paths += tables.save([said], out, "claims", ("md", "csv"))
+    claims = verdicts.table(judged, page.interim)
+    paths += tables.save([claims], out, "claims", ("md", "csv"))
     (out / "summary.md").write_text(page.markdown(), encoding="utf-8")
     paths.append(out / "summary.md")
     learning, reason = _learning(results)
@@ -66,7 +64,7 @@ def write(source: Path, out: Path | None, overlay: str | None) -> analysis.Writt
         preserved=kept,
         table1=ones,
         verdicts=judged,
-        verdict_notes=claims.notes,
+        verdict_notes=[note for note in claims.notes if note != page.interim],
         comparison=beside,
         comparison_tables=comparison.tables(results, published) if beside else [],
         learning=learning,

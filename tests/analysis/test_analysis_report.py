@@ -132,6 +132,8 @@ def test_an_unfinished_study_says_that_its_verdicts_are_interim(tmp_path: Path) 
             text = (written.out / file).read_text()
             assert (said in text) is interim and ("Interim" in text) is interim, (name, file)
         assert (said in written.summary) is interim
+        marks = pd.read_csv(written.out / "claims.csv")["interim"]
+        assert len(marks) and (marks == interim).all(), name
     results = read(tmp_path / "short")
     ax = figure2.draw(scope.main(results), results.depth, [], notes=[summary.interim(results)]).axes[1]
     assert any(said in " ".join(t.get_text().split()) for t in ax.texts)
@@ -152,6 +154,53 @@ def test_the_dagger_is_explained_under_every_table_that_has_one(tmp_path: Path) 
     marked = [t for t in tables if "†" in t.partition("</table>")[0]]
     assert len(marked) >= 4
     assert all(t.count("<li>†") == 1 for t in marked), [t[:200] for t in marked if t.count("<li>†") != 1]
+
+
+def filters_on(*places: str) -> pd.DataFrame:
+    """A made-up study of 4 random splits, the semantic one and all classes, with random filters in these places only."""
+    treatments = ("base", "random", "transfer")
+    frame = made_up.study(splits=range(4), layers=(1, 4), treatments=treatments, semantic=True, random_filters=True)
+    whole = frame[(frame["split"] == "semantic") & (frame["target"] == "A") & (frame["treatment"] != "transfer")]
+    whole = whole.assign(split="all", target="all", classes=10, cell="all/" + whole["cell"])
+    frame = pd.concat([frame, whole], ignore_index=True)
+    place = frame["split"] + frame["split_seed"].map(lambda s: "" if s != s else f"{s:g}")
+    return frame[(frame["treatment"] != "random") | place.isin(places)]
+
+
+@pytest.mark.parametrize(
+    ("places", "note", "units"),
+    [
+        (("random2",), "1 random split", 1),
+        (("random0", "random2", "random3"), "3 random splits", 3),
+        (("semantic",), "the semantic split", 1),
+        (("all",), "the whole data set", 1),
+    ],
+)
+def test_the_table_of_means_says_where_random_filters_stand(
+    tmp_path: Path, places: tuple[str, ...], note: str, units: int
+) -> None:
+    """The splits that have them, not the study's; as many as stand in its brackets, and called seeds where they are."""
+    results = read(made_up.folder(tmp_path, filters_on(*places)))
+    table = summary.summarise(results).table
+    (row,) = (row for row in table.rows if row[0] == "random")
+    assert f"Random filters: {note}." in table.notes
+    assert [cell[-3:] for cell in row[1:] if cell] == [f"({units})"] * 2
+    assert {r["splits"] for r in table.records if r["treatment"] == "random"} == {note}
+    alone = units == 1
+    assert ("(seeds or splits)" in table.notes[0]) is alone
+    assert any("conditional on this split" in said for said in table.notes) is alone
+
+
+def test_random_filters_of_several_places_have_a_row_each(tmp_path: Path) -> None:
+    """None is left out, and none is pooled with another."""
+    frame = filters_on("random0", "random1", "semantic", "all")
+    table = summary.summarise(read(made_up.folder(tmp_path, frame))).table
+    places = {"2 random splits": "random", "the semantic split": "semantic", "the whole data set": "all"}
+    assert [row[0] for row in table.rows][-3:] == [f"random, {where}" for where in places]
+    assert not any("Random filters" in note for note in table.notes)
+    for row, split in zip(table.rows[-3:], places.values(), strict=True):
+        own = frame[(frame["treatment"] == "random") & (frame["split"] == split) & (frame["n"] == 4)]
+        assert row[5].startswith(f"{100 * own['top1_last'].mean():.2f} (")
 
 
 def test_networks_are_listed_without_the_folders_that_all_share(tmp_path: Path) -> None:
